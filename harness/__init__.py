@@ -1,0 +1,1 @@
+"""Stepbench: what each training technique buys on this machine, measured beside its baseline."""

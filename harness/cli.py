@@ -1,0 +1,284 @@
+"""The command `stepbench`: arguments and printing; each verb is one function of its module.
+
+Exit codes: 0 every case has a number or is unsupported here; 1 a case failed, ran out of memory or
+would have given a wrong number; 2 a mistake in the arguments or files, told in one line; 3 the time
+given with --minutes ran out, run the same command again to go on; 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness.core import Case, Record, StepbenchError
+
+EXIT_CODES = (
+    "Exit codes: 0 every case has a number or is unsupported here; 1 a case failed, ran out of "
+    "memory or would have given a wrong number; 2 a mistake, told in one line; 3 --minutes ran "
+    "out, run the same command again to go on; 130 stopped by Ctrl-C."
+)
+RESULTS = click.option(
+    "--results",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("results"),
+    show_default=True,
+    help="Folder that the records are kept in.",
+)
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="stepbench")
+def stepbench() -> None:
+    """Measure what each training technique really buys on this machine.
+
+    A technique is one setting on one axis (bf16 on precision), a combination is spelled
+    bf16+accum4+ckpt2, and every number stands beside its baseline: the same workload with nothing
+    chosen, measured in turn in fresh processes.
+
+    \b
+      stepbench list                         what there is, and what this machine cannot run
+      stepbench run bf16 bf16+ckpt1          measure two combinations
+      stepbench run --vary precision         measure every technique of an axis
+      stepbench report                       the newest results again
+    """
+
+
+@stepbench.command(epilog=EXIT_CODES)
+@click.argument("combinations", nargs=-1, metavar="[COMBINATION]...")
+@click.option(
+    "--vary",
+    "choices",
+    multiple=True,
+    metavar="AXIS|NAMES",
+    help="An axis, or technique names with commas between them. Given several times: every "
+    "combination of one choice each.",
+)
+@click.option("-w", "--workload", metavar="NAME", help="Default: gpt-124m on a GPU, else gpt-1m.")
+@click.option("-r", "--rounds", default=2, show_default=True, help="6 or more give intervals.")
+@click.option("--steps", default=20, show_default=True, help="Most timed steps a process.")
+@click.option("--minutes", type=float, help="Start no case after so long, and exit with 3.")
+@click.option(
+    "--deadline-s", default=600.0, show_default=True, help="Kill a process after so long."
+)
+@RESULTS
+@AS_JSON
+def run(
+    combinations: tuple[str, ...],
+    choices: tuple[str, ...],
+    workload: str | None,
+    rounds: int,
+    steps: int,
+    minutes: float | None,
+    deadline_s: float,
+    results: Path,
+    as_json: bool,
+) -> int:
+    """Measure combinations beside their baseline and print the table.
+
+    Without any, every example of every axis is measured alone. A run that was interrupted is
+    continued by the same command: what it has measured is kept.
+
+    \b
+      stepbench run bf16+accum4 -w gpt-1m@seq=128,batch=4
+      stepbench run --vary fp32,bf16 --vary checkpointing --rounds 8
+    """
+    from harness.measuring.settings import Settings
+    from harness.measuring.sweep import close_sweep, open_sweep, sweep
+    from harness.report import tables
+    from harness.training.workloads import canonical, default
+
+    settings = Settings(rounds=rounds, max_steps=steps, min_steps=min(5, steps))
+    file = open_sweep(results, settings, project=Path.cwd())
+    chosen = canonical(workload) if workload else default(file.run.machine)
+    cases = _cases(chosen, combinations, choices)
+    began = time.monotonic()
+    with _Progress(len(cases)) as progress:
+        finished = sweep(
+            file,
+            cases,
+            deadline_s=deadline_s,
+            done=progress.done,
+            out_of_time=lambda: minutes is not None and time.monotonic() - began > 60 * minutes,
+        )
+    if finished:
+        close_sweep(file)
+    _print(tables.as_json(file) if as_json else tables.terminal(file))
+    if not finished:
+        click.echo("stepbench: time ran out; run the same command again to go on", err=True)
+        return 3
+    return int(any(record.outcome.kind in ("oom", "failed", "invalid") for record in file.records))
+
+
+@stepbench.command()
+@click.argument("path", required=False, type=click.Path(path_type=Path))
+@click.option("--markdown", is_flag=True, help="Print Markdown instead of a terminal table.")
+@click.option("--all", "every", is_flag=True, help="Every run, not the newest only.")
+@AS_JSON
+def report(path: Path | None, markdown: bool, every: bool, as_json: bool) -> int:
+    """Print the newest run of PATH: a run's file, or a folder of them (default: results)."""
+    from harness.report import tables
+    from harness.store import read_path
+
+    files, problems = read_path(path or Path("results"))
+    for problem in problems:
+        click.echo(f"stepbench: {problem}", err=True)
+    if not files:
+        raise StepbenchError(
+            f"{path or 'results'}: no readable run there; `stepbench run` makes one"
+        )
+    shown = files if every else files[-1:]
+    if as_json:
+        _print([tables.as_json(file) for file in shown])
+    else:
+        _print("\n\n".join((tables.markdown if markdown else tables.terminal)(f) for f in shown))
+    return 0
+
+
+@stepbench.command("list")
+@AS_JSON
+def list_(as_json: bool) -> int:
+    """Show workloads, axes and techniques, and why this machine cannot run some."""
+    from tabulate import tabulate
+
+    from harness.measuring.sweep import this_machine
+    from harness.training import techniques, workloads
+
+    machine = this_machine()
+    rows = [
+        {
+            "axis": axis.name,
+            "technique": technique.name + (" (baseline)" if name == axis.baseline else ""),
+            "about": technique.about,
+            "not here because": technique.unsupported(
+                Case(workload=workloads.default(machine)), machine
+            ),
+        }
+        for axis in techniques.AXES
+        for name in axis.examples
+        for technique in [techniques.find(name)[1]]
+    ]
+    if as_json:
+        _print({"workloads": workloads.names(), "techniques": rows})
+        return 0
+    _print(tabulate([{k: v or "" for k, v in row.items()} for row in rows], headers="keys"))
+    families = [f"{word}N" for axis in techniques.AXES for word in axis.families]
+    _print(
+        f"\nAny N: {', '.join(families)}.\nWorkloads: {', '.join(workloads.names())}; "
+        f"with parameters {workloads.SPELLING}."
+    )
+    return 0
+
+
+@stepbench.command()
+@AS_JSON
+def machine(as_json: bool) -> int:
+    """Describe this machine as its records do: no host name, driver or kernel."""
+    from harness.machine import summary
+    from harness.measuring.sweep import this_machine
+
+    described = this_machine()
+    _print(described if as_json else f"{described['name']}: {summary(described)}")
+    return 0
+
+
+def _cases(workload: str, combinations: Sequence[str], choices: Sequence[str]) -> list[Case]:
+    """What the arguments ask for, the baseline first; a mistake that was named is an error."""
+    from harness.measuring.sweep import product
+    from harness.training import techniques
+    from harness.training.workloads import load
+
+    named = [Case(workload=workload, combination=techniques.parse(one)) for one in combinations]
+    for case in named:
+        if reason := techniques.refused(load(workload), case.combination):
+            raise StepbenchError(reason)
+    varied = product(workload, [_names(choice) for choice in choices]) if choices else []
+    if not named and not varied:
+        varied = [one for axis in techniques.AXES for one in product(workload, [axis.examples])]
+    return list(dict.fromkeys([Case(workload=workload), *named, *varied]))
+
+
+def _names(choice: str) -> Sequence[str]:
+    from harness.training.techniques import AXES
+
+    axis = next((axis for axis in AXES if axis.name == choice), None)
+    return axis.examples if axis else choice.split(",")
+
+
+class _Progress:
+    """A bar on standard error, redrawn after each case: a thread would forbid forking."""
+
+    def __init__(self, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+        )
+
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            auto_refresh=False,
+        )
+        self._task = self._bar.add_task("measuring", total=total)
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        self._bar.refresh()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def done(self, record: Record) -> None:
+        self._bar.console.print(_told(record), markup=False, highlight=False)
+        self._bar.update(self._task, advance=1, refresh=True)
+
+
+def _told(record: Record) -> str:
+    """A finished case in one line."""
+    from harness import stats
+    from harness.report import formats
+
+    told = f"{record.case.combination}: {record.outcome}"
+    if record.outcome.ok:
+        told += f", speed-up {formats.estimate(stats.speedup(record))}"
+    return formats.plain(told)
+
+
+def _print(what: Any) -> None:
+    click.echo(what if isinstance(what, str) else json.dumps(what, indent=2))
+
+
+def main() -> None:
+    """The console script: mistakes are one line and exit code 2, never a traceback."""
+    try:
+        code = stepbench(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        code = stop.exit_code
+    except click.ClickException as error:
+        click.echo(f"stepbench: {error.format_message()}", err=True)
+        code = 2
+    except StepbenchError as error:
+        click.echo(f"stepbench: {error}", err=True)
+        code = 2
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("stepbench: stopped; the same command goes on from here", err=True)
+        code = 130
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""The words every layer shares: combinations, cases, outcomes and what one process measured.
+
+Standard library only, so that reading results works where torch is not installed. Every class
+crosses processes and files as JSON: `to_json` gives the dictionary, `from_json` takes it back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+# The ruler's version. Raise it whenever a change makes the same case give another number.
+MEASURE_VERSION = 1
+
+OutcomeKind = Literal["ok", "oom", "unsupported", "invalid", "failed"]
+Phase = Literal["build", "data", "forward", "backward", "update", "warm-up", "other"]
+
+
+class StepbenchError(Exception):
+    """A mistake that a person can mend, told in one line; the command ends with exit code 2."""
+
+
+def _revive(kind: Any, value: Any) -> Any:
+    """Turn decoded JSON back into the annotated type: dataclasses, tuples, mappings, optionals."""
+    origin = typing.get_origin(kind)
+    if isinstance(kind, type) and issubclass(kind, Jsonable):
+        return kind.from_json(value)
+    if origin is tuple:
+        return tuple(_revive(typing.get_args(kind)[0], item) for item in value)
+    if origin in (typing.Union, types.UnionType):
+        inner = [arm for arm in typing.get_args(kind) if arm is not type(None)]
+        return None if value is None else _revive(inner[0], value)
+    return value
+
+
+class Jsonable:
+    """A dataclass that survives JSON; unknown or missing fields are a ValueError naming them."""
+
+    __slots__ = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        if not isinstance(data, Mapping):
+            raise ValueError(f"{cls.__name__} must be an object, not {type(data).__name__}")
+        kinds = typing.get_type_hints(cls)
+        wrong = sorted(set(kinds) ^ set(data))
+        if wrong:
+            raise ValueError(f"{cls.__name__} has unknown or missing fields: {', '.join(wrong)}")
+        return cls(**{name: _revive(kind, data[name]) for name, kind in kinds.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Combination(Jsonable):
+    """At most one technique an axis, baselines dropped: equal sets are equal, `{}` is `baseline`.
+
+    `training.techniques.combine` makes them from names, in the order of spelling.
+    """
+
+    techniques: Mapping[str, str] = field(default_factory=dict)  # {axis: technique}
+
+    def __str__(self) -> str:
+        return "+".join(self.techniques.values()) or "baseline"
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self.techniques.items()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case(Jsonable):
+    """A workload (its canonical spelling) under a combination on a number of ranks."""
+
+    workload: str
+    combination: Combination = Combination()
+    ranks: int = 1
+
+    def __str__(self) -> str:
+        ranks = f" on {self.ranks} ranks" if self.ranks > 1 else ""
+        return f"{self.workload} {self.combination}{ranks}"
+
+    @property
+    def baseline(self) -> Case:
+        """The same workload, nothing chosen, one rank."""
+        return Case(workload=self.workload)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome(Jsonable):
+    """How a case ended. `reason` is one line and always there unless the case is `ok`."""
+
+    kind: OutcomeKind
+    reason: str | None = None
+    phase: Phase | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.kind == "ok"
+
+    def __str__(self) -> str:
+        where = f" in {self.phase}" if self.phase else ""
+        return f"{self.kind}{where}" + (f": {self.reason}" if self.reason else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counters(Jsonable):
+    """What was observed in one step of the eager program, outside the timed steps.
+
+    Attributes:
+        forwards: micro-batches that went forward.
+        updates: optimizer updates.
+        flops: floating-point operations of matrix products, convolutions and attention
+            (2 per multiply-add, causal attention counted in full: torch's own convention).
+        matmul_flops: the same of forward and backward matrix products and attention, by the type
+            of their inputs, `{"bfloat16": …}`.
+        matmul_error: relative error of the first float32 matrix product against float64; about
+            1e-7 for true float32 and 3e-4 for TF32; None where no float32 product ran.
+        operators: dispatched operators by name.
+        saved_bytes: distinct bytes alive at the end of a forward pass because the backward pass
+            needs them (parameters and inputs not counted); the largest micro-batch.
+        blocks: repeated blocks in the model.
+        recomputed_blocks: index of every block whose forward ran again during backward, in order.
+        recomputed_products: matrix products, convolutions and attention that ran during a
+            recomputation.
+        loss_scale: the value backward started from over the loss that forward returned.
+    """
+
+    forwards: int
+    updates: int
+    flops: int
+    matmul_flops: Mapping[str, int]
+    matmul_error: float | None
+    operators: Mapping[str, int]
+    saved_bytes: int
+    blocks: int
+    recomputed_blocks: tuple[int, ...]
+    recomputed_products: int
+    loss_scale: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peak(Jsonable):
+    """The largest memory of one phase, in bytes.
+
+    `allocated_bytes`: held by tensors. `reserved_bytes`: kept by a caching allocator (None on CPU,
+    which has none). `process_bytes`: what the driver (CUDA) or the kernel (CPU: resident set) says
+    of the process when the phase ends.
+    """
+
+    allocated_bytes: int
+    reserved_bytes: int | None
+    process_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory(Jsonable):
+    """Peaks by phase, and by category what a steady step's peak is made of.
+
+    `temporary_bytes` is the rest of the steady peak: activations and temporaries. `method` names
+    how the peaks were read: unlike methods are never compared.
+    """
+
+    method: str
+    build: Peak
+    first_step: Peak
+    steady_step: Peak
+    parameter_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+
+    @property
+    def temporary_bytes(self) -> int:
+        known = self.parameter_bytes + self.gradient_bytes + self.optimizer_bytes
+        return self.steady_step.allocated_bytes - known
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement(Jsonable):
+    """What one fresh process measured of one case.
+
+    Attributes:
+        step_s: seconds of each timed optimizer step, data included (raw samples).
+        cpu_s: CPU seconds of the process in each of them, all its threads.
+        window_s: wall seconds from the first boundary mark to the last.
+        tokens: loss terms (tokens, images) in one step's global batch.
+        build_s: seconds to build model, optimizer and loader.
+        warmup_steps: steps before the window, the parity steps among them.
+        losses, grad_norms: of the first applied steps after build, never timed.
+        skipped_steps: steps that the loss scaler skipped among those.
+        overhead_s: wall seconds from fork to reaped, less every optimizer step that the process
+            ran (`steps_run`) at its median timed step.
+        environment: what ran: digests of harness, workload and data, versions, threads, allocator
+            settings.
+        disturbances: what shared the machine during the window; empty when nothing did.
+    """
+
+    step_s: tuple[float, ...]
+    cpu_s: tuple[float, ...]
+    window_s: float
+    tokens: int
+    build_s: float
+    warmup_steps: int
+    steps_run: int
+    overhead_s: float
+    losses: tuple[float, ...]
+    grad_norms: tuple[float, ...]
+    skipped_steps: int
+    memory: Memory
+    counters: Counters
+    environment: Mapping[str, str | int | None]
+    disturbances: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round(Jsonable):
+    """One fresh process of the case and one of its baseline; `order` says which ran first."""
+
+    order: Literal["case first", "baseline first"]
+    case: Measurement
+    baseline: Measurement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record(Jsonable):
+    """One case's measurement with all that is needed to judge it and to repeat it.
+
+    Rounds that were measured are kept whatever the outcome.
+    """
+
+    case: Case
+    outcome: Outcome
+    rounds: tuple[Round, ...]
+    measured_at: str  # ISO 8601, UTC
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration(Jsonable):
+    """The machine's own speed at one moment; None where the machine has no such path."""
+
+    measured_at: str
+    matmul_dtype: str
+    matmul_flops_per_s: float
+    memory_bytes_per_s: float
+    host_to_device_bytes_per_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run(Jsonable):
+    """What the records of one file have in common.
+
+    `commit` is that of the project measured, None outside a repository; `edited` says whether
+    uncommitted edits were part of it. `software` holds torch's version and the digest of the
+    harness; `settings` rounds and step limits.
+    """
+
+    id: str
+    started_at: str
+    measure_version: int
+    machine: Mapping[str, Any]
+    commit: str | None
+    edited: bool
+    software: Mapping[str, str]
+    settings: Mapping[str, Any]

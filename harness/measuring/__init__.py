@@ -1,0 +1,1 @@
+"""The ruler: fresh processes, probes, rounds and sweeps."""

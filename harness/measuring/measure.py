@@ -1,0 +1,101 @@
+"""One case beside its baseline, in rounds of fresh processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+from harness.core import Case, Measurement, Outcome, Record, Round
+from harness.machine import device_type
+from harness.measuring.launch import in_child
+from harness.measuring.settings import Settings
+from harness.measuring.worker import measure_case
+from harness.stats import parity_difference, step_s
+from harness.store import now
+from harness.training.techniques import refused, tolerance, unsupported
+from harness.training.workloads import load
+
+
+class Stopped(Exception):
+    """A process that gave no trustworthy number; `outcome` says why, `measurement` what it had."""
+
+    def __init__(self, outcome: Outcome, measurement: Measurement | None = None) -> None:
+        super().__init__(str(outcome))
+        self.outcome = outcome
+
+
+def measure(case: Case, settings: Settings, machine: Mapping[str, Any]) -> Record:
+    """Measure a case; whatever goes wrong with it is the record's outcome, never an exception.
+
+    Order is balanced over rounds: baseline first, case first, and again.
+    """
+    reason = unsupported(case, machine) or refused(load(case.workload), case.combination)
+    if reason:
+        return _record(case, Outcome(kind="unsupported", reason=reason), [])
+    rounds: list[Round] = []
+    for index in range(settings.rounds):
+        order: Literal["baseline first", "case first"] = (
+            "case first" if index % 4 in (1, 2) else "baseline first"
+        )
+        try:
+            rounds.append(_round(case, order, settings, device_type(machine)))
+        except Stopped as stopped:
+            return _record(case, stopped.outcome, rounds)
+    return _record(case, _judged(case, rounds), rounds)
+
+
+def _record(case: Case, outcome: Outcome, rounds: list[Round]) -> Record:
+    return Record(case=case, outcome=outcome, rounds=tuple(rounds), measured_at=now())
+
+
+def _round(
+    case: Case, order: Literal["baseline first", "case first"], settings: Settings, device: str
+) -> Round:
+    if order == "case first":
+        ours = _process(case, settings, device)
+        reference = _baseline_process(case, settings, device)
+    else:
+        reference = _baseline_process(case, settings, device)
+        ours = _process(case, settings, device)
+    return Round(order=order, case=ours, baseline=reference)
+
+
+def _baseline_process(case: Case, settings: Settings, device: str) -> Measurement:
+    try:
+        return _process(case.baseline, settings, device)
+    except Stopped as stopped:
+        if case == case.baseline:
+            raise
+        raise Stopped(
+            Outcome(kind="failed", reason=f"its baseline gave no number: {stopped.outcome}")
+        ) from stopped
+
+
+def _process(case: Case, settings: Settings, device: str) -> Measurement:
+    """One fresh process; Stopped if it gave no number, or one that would be wrong."""
+    ended = in_child(measure_case, case.to_json(), settings, device, deadline_s=settings.deadline_s)
+    if ended.death is not None:
+        raise Stopped(Outcome(kind="failed", reason=ended.death))
+    if "outcome" in ended.answer:
+        raise Stopped(Outcome.from_json(ended.answer["outcome"]))
+    measurement = Measurement.from_json(ended.answer["measurement"])
+    if objection := ended.answer["objection"]:
+        raise Stopped(Outcome(kind="invalid", reason=objection))
+    own_s = measurement.steps_run * step_s(measurement)
+    return replace(measurement, overhead_s=ended.wall_s - own_s)
+
+
+def _judged(case: Case, rounds: list[Round]) -> Outcome:
+    """`invalid` where the loss left its tolerance, or counts that must repeat did not."""
+    allowed = tolerance(case.combination)
+    difference = max(parity_difference(one.baseline, one.case) for one in rounds)
+    if allowed is not None and difference > allowed:
+        return Outcome(
+            kind="invalid",
+            reason=f"loss or gradient norm differs from the baseline's by {difference:.1e}, "
+            f"more than the {allowed:.1e} that {case.combination} may",
+        )
+    if any(one.case.counters != rounds[0].case.counters for one in rounds):
+        return Outcome(kind="invalid", reason="its operator counts differed between rounds")
+    return Outcome(kind="ok")

@@ -1,0 +1,71 @@
+"""Whether the loss is right: loss and gradient norm of the first applied steps.
+
+The norm is of the unscaled, unclipped gradient: an optimizer like AdamW divides a wrong factor out
+of the loss again, the norm keeps it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from harness.training.step import HostBatch, train_step
+from harness.training.types import Batch, Loop, Site
+
+# A scaler that starts at 2^16 has nothing left to halve after so many.
+MOST_SKIPS = 24
+
+
+@dataclass(slots=True, kw_only=True)
+class Parity:
+    """What the observed steps showed; `skipped` counts steps that the loss scaler did not apply."""
+
+    losses: list[float] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
+    skipped: int = 0
+
+    def observe(self, loop: Loop, host: HostBatch, site: Site) -> None:
+        """Step on one global batch until a step is applied, and keep that step's figures."""
+        for _ in range(MOST_SKIPS):
+            before = loop.loss_scale()
+            loss, norm = _observed_step(loop, host, site)
+            if loop.loss_scale() >= before:
+                self.losses.append(loss)
+                self.grad_norms.append(norm)
+                return
+            self.skipped += 1
+        self.losses.append(float("nan"))
+        self.grad_norms.append(float("nan"))
+
+    def objection(self) -> str | None:
+        """The first step whose loss or gradient norm is not finite, or None."""
+        figures = enumerate(zip(self.losses, self.grad_norms, strict=True), start=1)
+        for step, (loss, norm) in figures:
+            if not torch.tensor([loss, norm]).isfinite().all():
+                return f"step {step} had loss {loss:g} and gradient norm {norm:g}"
+        return None
+
+
+def _observed_step(loop: Loop, host: HostBatch, site: Site) -> tuple[float, float]:
+    losses: list[Tensor] = []
+    norms: list[Tensor] = []
+
+    def forward(batch: Batch) -> Tensor:
+        loss = loop.forward(batch)
+        losses.append(loss.detach())
+        return loss
+
+    train_step(replace(loop, forward=forward, update=_normed(loop, norms)), host, site)
+    return float(sum(losses)), float(norms[0])
+
+
+def _normed(loop: Loop, norms: list[Tensor]) -> Callable[[], None]:
+    def update() -> None:
+        gradients = [p.grad for p in loop.model.parameters() if p.grad is not None]
+        norms.append(torch.nn.utils.get_total_norm(gradients) / loop.loss_scale())
+        loop.update()
+
+    return update

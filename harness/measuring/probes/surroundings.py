@@ -1,0 +1,50 @@
+"""What else the host did while a window was timed: load by others, and time stolen from it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import psutil
+
+# A quiet 2-core machine stayed below both in every window; a busy neighbour takes a core.
+STOLEN_SHARE = 0.05
+FOREIGN_CORES = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostLoad:
+    """Counters of the host's processors at one moment, seconds since boot."""
+
+    at_s: float
+    busy_s: float
+    stolen_s: float
+    own_s: float
+
+    @classmethod
+    def read(cls) -> HostLoad:
+        """Now. `own_s` is this process and its finished children."""
+        host = psutil.cpu_times()
+        own = psutil.Process().cpu_times()
+        idle = host.idle + getattr(host, "iowait", 0.0)
+        stolen = getattr(host, "steal", 0.0)
+        # guest time is contained in user time already
+        guest = getattr(host, "guest", 0.0) + getattr(host, "guest_nice", 0.0)
+        return cls(
+            at_s=time.monotonic(),
+            busy_s=sum(host) - idle - stolen - guest,
+            stolen_s=stolen,
+            own_s=own.user + own.system + own.children_user + own.children_system,
+        )
+
+    def disturbances(self, later: HostLoad) -> tuple[str, ...]:
+        """What disturbed the time between two readings, one line each."""
+        wall_s = max(later.at_s - self.at_s, 1e-9)
+        stolen = (later.stolen_s - self.stolen_s) / wall_s
+        foreign = (later.busy_s - self.busy_s - later.own_s + self.own_s) / wall_s
+        told = []
+        if stolen > STOLEN_SHARE:
+            told.append("the hypervisor took processor time")
+        if foreign > FOREIGN_CORES:
+            told.append("other processes kept processors busy")
+        return tuple(told)

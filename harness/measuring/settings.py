@@ -1,0 +1,30 @@
+"""How long and how often a case is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness.core import Jsonable, StepbenchError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(Jsonable):
+    """Rounds a case, and the timed steps of each process.
+
+    A process times `max_steps` steps, or what fits in `window_s`, but at least `min_steps`. It is
+    killed after `deadline_s`, which says how long a case may hang and is not part of a run's
+    identity.
+    """
+
+    rounds: int = 2
+    max_steps: int = 20
+    min_steps: int = 5
+    window_s: float = 2.0
+    deadline_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or not 1 <= self.min_steps <= self.max_steps:
+            raise StepbenchError(
+                f"rounds={self.rounds}, steps {self.min_steps} to {self.max_steps}: there must be "
+                "at least 1 round and 1 step, and no more least steps than most"
+            )

@@ -1,0 +1,226 @@
+"""What one fresh process does with one case: build, parity, warm-up, window, memory, counters."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from harness.core import Case, Counters, Measurement, Memory, Outcome, Peak, Phase, StepbenchError
+from harness.measuring.launch import one_line
+from harness.measuring.probes import counters, memory
+from harness.measuring.probes.parity import Parity
+from harness.measuring.probes.surroundings import HostLoad
+from harness.measuring.probes.timing import Window, synchronize, time_steps
+from harness.measuring.settings import Settings
+from harness.measuring.sources import digest_of_harness, wrong_tree
+from harness.training.build import build
+from harness.training.step import HostBatch, global_batches, train_step
+from harness.training.techniques import chosen_techniques
+from harness.training.types import Loop, Site, Workload
+from harness.training.workloads import load
+
+PARITY_STEPS = 5
+WARMUP_FLOOR, WARMUP_CAP = 2, 10
+# A step this much over the fastest so far is still warming up.
+STEADY = 1.1
+# A window with a skipped step is timed again so often.
+WINDOW_TRIES = 3
+
+
+def measure_case(case_json: dict[str, Any], settings: Settings, device_type: str) -> dict[str, Any]:
+    """Measure one case in this process, which must be fresh.
+
+    Returns:
+        `{"measurement": …}`, to which `"objection"` adds why the number would be wrong; or
+        `{"outcome": …}` where there is no number.
+    """
+    case = Case.from_json(case_json)
+    device = torch.device(device_type)
+    if reason := wrong_tree():
+        return {"outcome": Outcome(kind="failed", reason=reason).to_json()}
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    subject = Subject(case, device)
+    try:
+        measurement, objection = subject.measure(settings)
+    except StepbenchError as error:
+        return {"outcome": Outcome(kind="unsupported", reason=str(error)).to_json()}
+    except Exception as error:
+        return {"outcome": subject.outcome_of(error).to_json()}
+    return {"measurement": measurement.to_json(), "objection": objection}
+
+
+class Subject:
+    """One case being measured: what was built, and how many steps it has run."""
+
+    loop: Loop
+    site: Site
+    batches: Iterator[HostBatch]
+    workload: Workload
+
+    def __init__(self, case: Case, device: torch.device) -> None:
+        self.case, self.device = case, device
+        self.steps_run = 0
+        self.tokens = 0
+        self.phase: Phase = "build"
+
+    def measure(self, settings: Settings) -> tuple[Measurement, str | None]:
+        """The measurement, and why it would be wrong to believe it (or None)."""
+        probe = memory.memory_probe(self.device)
+        began = time.perf_counter()
+        _, build_peak = probe.watch(self._build)
+        build_s = time.perf_counter() - began
+        parity, first_peak = self._parity(probe)
+        fastest_s = self._warm_up()
+        warmup_steps = self.steps_run
+        window, disturbances, skipped = self._time(settings, fastest_s)
+        steady_peak, categories = self._steady_memory(probe)
+        counted = self._count()
+        measurement = Measurement(
+            **dataclasses.asdict(window),
+            tokens=self.tokens,
+            build_s=build_s,
+            warmup_steps=warmup_steps,
+            steps_run=self.steps_run,
+            overhead_s=0.0,  # known to the launcher only
+            losses=tuple(parity.losses),
+            grad_norms=tuple(parity.grad_norms),
+            skipped_steps=parity.skipped,
+            memory=Memory(
+                method=probe.method,
+                build=build_peak,
+                first_step=first_peak,
+                steady_step=steady_peak,
+                **categories,
+            ),
+            counters=counted,
+            environment=self._environment(),
+            disturbances=disturbances,
+        )
+        proofs = (
+            f"{technique.name} was not active: {reason}"
+            for technique in chosen_techniques(self.case.combination)
+            if (reason := technique.proof(counted, self.site.plan))
+        )
+        return measurement, parity.objection() or skipped or window.objection() or next(
+            proofs, None
+        )
+
+    def outcome_of(self, error: Exception) -> Outcome:
+        """`oom` with its phase, or `failed`, from what ended the measurement."""
+        out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+            isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        )
+        return Outcome(
+            kind="oom" if out_of_memory else "failed",
+            reason=one_line(error),
+            phase=_phase_of(error) or self.phase,
+        )
+
+    def _build(self) -> None:
+        self.workload = load(self.case.workload)
+        self.loop, self.site = build(self.workload, self.case.combination, self.device)
+        self.batches = global_batches(self.workload)
+
+    def _next(self) -> HostBatch:
+        self.steps_run += 1
+        return next(self.batches)
+
+    def _step(self) -> None:
+        train_step(self.loop, self._next(), self.site)
+
+    def _parity(self, probe: memory.MemoryProbe) -> tuple[Parity, Peak]:
+        self.phase = "warm-up"
+        parity = Parity()
+
+        def observe() -> None:
+            parity.observe(self.loop, self._next(), self.site)
+
+        _, first_peak = probe.watch(observe)
+        for _ in range(PARITY_STEPS - 1):
+            observe()
+        self.steps_run += parity.skipped
+        return parity, first_peak
+
+    def _warm_up(self) -> float:
+        """Step until a step is no slower than the fastest so far; that one's seconds."""
+        fastest_s = float("inf")
+        for index in range(WARMUP_CAP):
+            synchronize(self.device)
+            began = time.perf_counter()
+            self._step()
+            synchronize(self.device)
+            took_s = time.perf_counter() - began
+            if index + 1 >= WARMUP_FLOOR and took_s <= STEADY * fastest_s:
+                return min(fastest_s, took_s)
+            fastest_s = min(fastest_s, took_s)
+        return fastest_s
+
+    def _time(
+        self, settings: Settings, fastest_s: float
+    ) -> tuple[Window, tuple[str, ...], str | None]:
+        """A window without a skipped step, what disturbed it, and an objection if none was had."""
+        self.phase = "other"
+        wanted = int(settings.window_s / fastest_s)
+        steps = max(settings.min_steps, min(settings.max_steps, wanted))
+        for _ in range(WINDOW_TRIES):
+            scale, load_before = self.loop.loss_scale(), HostLoad.read()
+            window = time_steps(self._step, steps, self.device)
+            disturbances = load_before.disturbances(HostLoad.read())
+            if self.loop.loss_scale() >= scale:
+                return window, disturbances, None
+        return window, disturbances, f"the loss scaler skipped a timed step {WINDOW_TRIES} times"
+
+    def _steady_memory(self, probe: memory.MemoryProbe) -> tuple[Peak, dict[str, int]]:
+        categories: dict[str, int] = {}
+
+        def update() -> None:
+            categories.update(memory.categories(self.loop))
+            self.loop.update()
+
+        loop = dataclasses.replace(self.loop, update=update)
+        _, peak = probe.watch(lambda: train_step(loop, self._next(), self.site))
+        return peak, categories
+
+    def _count(self) -> Counters:
+        host = self._next()
+        self.tokens = self.workload.loss_terms(host[1])
+        blocks = self.workload.blocks(self.loop.model)
+        return counters.count(self.loop, blocks, lambda loop: train_step(loop, host, self.site))
+
+    def _environment(self) -> dict[str, Any]:
+        cuda = self.device.type == "cuda"
+        return {
+            "stepbench_digest": digest_of_harness(),
+            "data_digest": self.workload.data_digest(),
+            "device": torch.cuda.get_device_name(self.device) if cuda else "cpu",
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version() if cuda else None,
+            "nccl": ".".join(map(str, torch.cuda.nccl.version())) if cuda else None,
+            "threads": torch.get_num_threads(),
+            "allocator": os.environ.get("PYTORCH_ALLOC_CONF")
+            or os.environ.get("PYTORCH_CUDA_ALLOC_CONF"),
+        }
+
+
+def _phase_of(error: Exception) -> Phase | None:
+    """The part of the step that raised: the first of the loop's functions below `train_step`."""
+    frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    if "train_step" not in frames:
+        return None
+    for name in frames[frames.index("train_step") :]:
+        match name:
+            case "forward" | "backward" | "update":
+                return name
+            case "micro_batches":
+                return "data"
+    return None

@@ -1,0 +1,135 @@
+"""Result tables for a terminal, for Markdown and as JSON, from records only."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+from tabulate import tabulate
+
+from harness import machine
+from harness.report import formats
+from harness.report.rows import Row, Table, tables
+from harness.stats import MINIMUM_ROUNDS_FOR_INTERVAL
+from harness.store import RunFile
+
+HEADERS = (
+    "combination",
+    "outcome",
+    "step ms",
+    "speed-up",
+    "peak MiB",
+    "memory",
+    "act+temp MiB",
+    "loss diff",
+    "tokens/s",
+)
+ALIGNMENT = ("left", "left", "right", "left", "right", "right", "right", "right", "right")
+
+LEGEND = (
+    "speed-up: baseline step time / the case's, median over paired rounds [95% interval], above 1 "
+    "is faster; memory: peak of a steady step / the baseline's, below 1 needs less.",
+    "act+temp: activations and temporaries, a part of the peak; loss diff: largest relative "
+    "difference of loss or gradient norm from the baseline, 0 is bit-equal; 1 MiB = 2^20 bytes.",
+)
+
+
+def terminal(file: RunFile) -> str:
+    """A run's tables for a terminal; no control character from a record reaches it."""
+    return "\n\n".join(_terminal(table) for table in tables(file)) or _nothing(file)
+
+
+def markdown(file: RunFile) -> str:
+    """A run's tables in Markdown; nothing in a record acts as markup."""
+    return "\n\n".join(_markdown(table) for table in tables(file)) or _nothing(file)
+
+
+def as_json(file: RunFile) -> dict[str, Any]:
+    """A run's derived statistics in base units, null where a case has no finite number."""
+    return {
+        "run": file.run.to_json(),
+        "tables": [
+            {"workload": table.workload, "rows": [_json_row(row) for row in table.rows]}
+            for table in tables(file)
+        ],
+    }
+
+
+def caption(table: Table) -> tuple[str, str]:
+    """Two plain lines: what was measured and on what, and how."""
+    run = table.run
+    few = any(rounds < MINIMUM_ROUNDS_FOR_INTERVAL for rounds in table.rounds)
+    how = (
+        f"torch {' and '.join(table.torch_versions) or 'unknown'}",
+        formats.span(table.rounds, "round"),
+        f"{formats.span(table.steps, 'step')} a process",
+        f"no interval below {MINIMUM_ROUNDS_FOR_INTERVAL} rounds" if few else "",
+        f"memory: {' and '.join(table.memory_methods) or 'not read'}",
+        f"ruler {run.measure_version}",
+        formats.commit(run),
+        formats.moment(run.started_at),
+    )
+    return (
+        formats.plain(f"{table.workload} on {machine.summary(run.machine)}"),
+        formats.plain(", ".join(part for part in how if part)),
+    )
+
+
+def grid(table: Table, style: str, clean: Callable[[str], str]) -> tuple[str, list[str]]:
+    """The table in one of tabulate's styles, and the cleaned notes its outcomes refer to."""
+    notes: dict[str, int] = {}
+    cells = [_cells(row, notes, clean) for row in table.rows]
+    text = tabulate(cells, HEADERS, style, colalign=ALIGNMENT, disable_numparse=True)
+    return text, [f"[{number}] {clean(note)}" for note, number in notes.items()]
+
+
+def _terminal(table: Table) -> str:
+    text, notes = grid(table, "simple", formats.plain)
+    return "\n".join([*caption(table), "", text, "", *notes, *LEGEND])
+
+
+def _markdown(table: Table) -> str:
+    text, notes = grid(table, "pipe", formats.markdown)
+    workload, how = (formats.markdown(line) for line in caption(table))
+    below = "  \n".join([*notes, *LEGEND])
+    return f"**{workload}**  \n{how}\n\n{text}\n\n{below}"
+
+
+def _cells(row: Row, notes: dict[str, int], clean: Callable[[str], str]) -> list[str]:
+    """One row as text; the reason behind its outcome goes into `notes`, once."""
+    figures = row.figures
+    phase, note = row.outcome.phase, row.outcome.reason
+    outcome = f"{row.outcome.kind} in {phase}" if phase else str(row.outcome.kind)
+    if figures and figures.disturbances:
+        outcome, note = "ok, disturbed", "disturbed: " + "; ".join(figures.disturbances)
+    mark = f" [{notes.setdefault(note, len(notes) + 1)}]" if note else ""
+    names = [clean(row.name), clean(outcome) + mark]
+    if figures is None:
+        return names + [""] * (len(HEADERS) - len(names))
+    return [
+        *names,
+        formats.milliseconds(figures.step_s),
+        formats.estimate(figures.speedup),
+        formats.mebibytes(figures.peak_bytes),
+        formats.ratio(figures.memory_ratio.median),
+        formats.mebibytes(figures.temporary_bytes),
+        formats.difference(figures.loss_difference),
+        formats.rate(figures.tokens_per_s),
+    ]
+
+
+def _json_row(row: Row) -> dict[str, Any]:
+    figures = dataclasses.asdict(row.figures) if row.figures else {}
+    if not math.isfinite(figures.get("loss_difference", 0.0)):
+        figures["loss_difference"] = None
+    return {
+        "case": row.case.to_json(),
+        "outcome": row.outcome.to_json(),
+        "figures": figures or None,
+    }
+
+
+def _nothing(file: RunFile) -> str:
+    return formats.plain(f"Run {file.run.id} holds no record yet.")

@@ -1,0 +1,1 @@
+"""The subject: what is trained, by which techniques, in which step."""

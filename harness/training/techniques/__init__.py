@@ -1,0 +1,103 @@
+"""The catalogue: every axis, in the order in which techniques compose.
+
+The order stands here once. Checkpointing edits the blocks before anything moves or shards them;
+precision decides what runs inside a micro-batch; accumulation decides how many there are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from harness.core import Case, Combination, StepbenchError
+from harness.training.techniques.accumulation import ACCUMULATION
+from harness.training.techniques.checkpointing import CHECKPOINTING
+from harness.training.techniques.precision import PRECISION
+from harness.training.types import Axis, Technique, Workload
+
+AXES: tuple[Axis, ...] = (CHECKPOINTING, PRECISION, ACCUMULATION)
+
+# How a combination is spelled, `bf16+accum4+ckpt2`: not the order in which it is composed.
+SPELLING_ORDER: tuple[Axis, ...] = (PRECISION, ACCUMULATION, CHECKPOINTING)
+
+
+def find(name: str) -> tuple[Axis, Technique]:
+    """The technique of that name and its axis; StepbenchError naming what there is."""
+    for axis in AXES:
+        for technique in axis.techniques:
+            if technique.name == name:
+                return axis, technique
+    word, number = re.fullmatch(r"(.*?)(\d*)", name, re.DOTALL).groups()  # type: ignore[union-attr]
+    for axis in AXES:
+        if number and word in axis.families:
+            return axis, axis.families[word](int(number))
+    raise StepbenchError(
+        f"{name!r} is not a technique; there are {', '.join(known_names())} (`stepbench list`)"
+    )
+
+
+def known_names() -> list[str]:
+    """Every technique's name, families as `accumN`."""
+    return [
+        name
+        for axis in AXES
+        for name in (
+            *(technique.name for technique in axis.techniques),
+            *(f"{word}N" for word in axis.families),
+        )
+    ]
+
+
+def combine(names: Iterable[str]) -> Combination:
+    """A combination from technique names in any order; baselines are dropped.
+
+    Raises:
+        StepbenchError: an unknown name, or two techniques on one axis.
+    """
+    chosen: dict[str, str] = {}
+    for name in names:
+        axis, technique = find(name)
+        if axis.name in chosen:
+            raise StepbenchError(
+                f"{chosen[axis.name]!r} and {technique.name!r} are both on the axis {axis.name}; "
+                "a combination holds one technique an axis"
+            )
+        chosen[axis.name] = technique.name
+    return Combination(
+        {
+            axis.name: chosen[axis.name]
+            for axis in SPELLING_ORDER
+            if chosen.get(axis.name, axis.baseline) != axis.baseline
+        }
+    )
+
+
+def parse(text: str) -> Combination:
+    """A combination from its spelling, `bf16+accum4+ckpt2` or `baseline`."""
+    return combine(() if text == "baseline" else text.split("+"))
+
+
+def chosen_techniques(combination: Combination) -> list[Technique]:
+    """One technique an axis, the baseline's where nothing was chosen, in the order of AXES."""
+    return [find(combination.techniques.get(axis.name, axis.baseline))[1] for axis in AXES]
+
+
+def unsupported(case: Case, machine: Mapping[str, Any]) -> str | None:
+    """Why this machine cannot run the case, or None; nothing has started yet."""
+    reasons = (
+        technique.unsupported(case, machine) for technique in chosen_techniques(case.combination)
+    )
+    return next(filter(None, reasons), None)
+
+
+def refused(workload: Workload, combination: Combination) -> str | None:
+    """Why this workload cannot be trained under the combination, on any machine; or None."""
+    reasons = (technique.refuses(workload) for technique in chosen_techniques(combination))
+    return next(filter(None, reasons), None)
+
+
+def tolerance(combination: Combination) -> float | None:
+    """Allowed relative difference from the baseline: the techniques' sum; None: not judged."""
+    parts = [technique.tolerance for technique in chosen_techniques(combination)]
+    return None if None in parts else sum(part for part in parts if part is not None)

@@ -1,0 +1,56 @@
+"""Gradient accumulation: the global batch in N micro-batches, one update at the end.
+
+Each micro-batch's mean loss counts by its share of the loss terms, so that N unequal micro-batches
+still give the full batch's gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from harness.core import Counters, StepbenchError
+from harness.training.types import Axis, Plan, Technique, Workload
+
+
+def _proof(counters: Counters, plan: Plan) -> str | None:
+    if (counters.forwards, counters.updates) != (plan.micro_batches, 1):
+        return (
+            f"a step ran {counters.forwards} micro-batches and {counters.updates} updates, "
+            f"not {plan.micro_batches} and 1"
+        )
+    return None
+
+
+def accumulate(micro_batches: int) -> Technique:
+    """`accumN`; whether N divides the global batch is known only beside a workload."""
+    if micro_batches < 1:
+        raise StepbenchError(f"accum{micro_batches}: micro-batches must be at least 1")
+
+    def refuses(workload: Workload) -> str | None:
+        batch = workload.global_batch
+        if batch % micro_batches == 0:
+            return None
+        divisors = [str(n) for n in range(1, batch + 1) if batch % n == 0]
+        return (
+            f"accum{micro_batches} does not divide {workload.name}'s global batch of {batch}; "
+            f"choose N from {', '.join(divisors)}"
+        )
+
+    return Technique(
+        name=f"accum{micro_batches}",
+        about=f"global batch in {micro_batches} micro-batches",
+        plan=lambda plan: replace(plan, micro_batches=micro_batches),
+        proof=_proof,
+        refuses=refuses,
+        # Sums in another order: 2e-7 a gradient in float32, grown over five updates.
+        tolerance=0.0 if micro_batches == 1 else 1e-3,
+    )
+
+
+ACCUMULATION = Axis(
+    name="accumulation",
+    baseline="accum1",
+    examples=("accum1", "accum2", "accum4", "accum8"),
+    techniques=(),
+    families={"accum": accumulate},
+)

@@ -1,0 +1,145 @@
+"""Activation checkpointing: forget a block's activations, run its forward again in backward.
+
+Always non-reentrant. A block's forward is replaced through its class, so that the block stays
+where the workload finds it and replicas keep the replacement.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+from torch import nn
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+
+from harness.core import Counters, StepbenchError
+from harness.training.products import is_product
+from harness.training.types import Axis, Plan, Site, Technique
+
+
+def _replace_forward(block: nn.Module, forward: Callable[..., Any]) -> None:
+    kind = type(block)
+    block.__class__ = type(f"Checkpointed{kind.__name__}", (kind,), {"forward": forward})
+
+
+def _checkpoint_segment(blocks: Sequence[nn.Module], **options: Any) -> None:
+    """Let the first block run all of them under one checkpoint, and the others pass on."""
+    forwards = [partial(type(block).forward, block) for block in blocks]
+
+    def run_all(hidden: Any, *arguments: Any, **named: Any) -> Any:
+        for forward in forwards:
+            hidden = forward(hidden, *arguments, **named)
+        return hidden
+
+    def lead(self: nn.Module, *arguments: Any, **named: Any) -> Any:
+        return checkpoint(run_all, *arguments, use_reentrant=False, **options, **named)
+
+    _replace_forward(blocks[0], lead)
+    for block in blocks[1:]:
+        _replace_forward(block, lambda self, hidden, *_, **__: hidden)
+
+
+def _checkpointed(
+    segments: Callable[[int], list[range]], **options: Any
+) -> Callable[[nn.Module, Site], nn.Module]:
+    def edit(model: nn.Module, site: Site) -> nn.Module:
+        blocks = site.workload.blocks(model)
+        if not segments(len(blocks)):
+            raise StepbenchError(
+                f"{site.workload.name} has {len(blocks)} repeated blocks: too few to checkpoint so"
+            )
+        for segment in segments(len(blocks)):
+            _checkpoint_segment([blocks[index] for index in segment], **options)
+        return model
+
+    return edit
+
+
+def _proof(
+    segments: Callable[[int], list[range]], *, products_again: bool = True
+) -> Callable[[Counters, Plan], str | None]:
+    """Backward meets the last segment first and recomputes each from its beginning."""
+
+    def proof(counters: Counters, plan: Plan) -> str | None:
+        one = [index for segment in reversed(segments(counters.blocks)) for index in segment]
+        expected = one * plan.micro_batches
+        seen = list(counters.recomputed_blocks)
+        if seen != expected:
+            return f"backward recomputed blocks {_brief(seen)}, not {_brief(expected)}"
+        if not products_again and counters.recomputed_products:
+            return f"{counters.recomputed_products} kept matrix products were computed again"
+        return None
+
+    return proof
+
+
+def _brief(indices: list[int]) -> str:
+    shown = ", ".join(map(str, indices[:12]))
+    return f"[{shown}{', …' if len(indices) > 12 else ''}] ({len(indices)})"
+
+
+def every(period: int) -> Technique:
+    """`ckptK`: blocks K, 2K, … each checkpointed alone (counted from 1); `ckpt0`: none."""
+    if period == 0:
+        return Technique(
+            name="ckpt0", about="keep every activation", proof=_proof(lambda blocks: [])
+        )
+
+    def segments(blocks: int) -> list[range]:
+        return [range(last, last + 1) for last in range(period - 1, blocks, period)]
+
+    which = "every block" if period == 1 else f"blocks {period}, {2 * period}, …"
+    return Technique(
+        name=f"ckpt{period}",
+        about=f"recompute {which}",
+        model=_checkpointed(segments),
+        proof=_proof(segments),
+    )
+
+
+def square_root_segments(blocks: int) -> list[range]:
+    """√N contiguous segments of nearly equal length (Chen et al. 2016, arXiv:1604.06174)."""
+    count = round(math.sqrt(blocks))
+    edges = [round(index * blocks / count) for index in range(count + 1)] if count else []
+    return [range(low, high) for low, high in pairwise(edges)]
+
+
+def _single_blocks(blocks: int) -> list[range]:
+    return [range(index, index + 1) for index in range(blocks)]
+
+
+def _keep_products(context: Any, operator: Any, *arguments: Any, **named: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if is_product(operator) else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+CHECKPOINTING = Axis(
+    name="checkpointing",
+    baseline="ckpt0",
+    examples=("ckpt0", "ckpt1", "ckpt2", "ckpt3", "ckpt-sqrt", "ckpt-selective"),
+    techniques=(
+        every(0),
+        Technique(
+            name="ckpt-sqrt",
+            about="recompute √N contiguous segments of blocks",
+            model=_checkpointed(square_root_segments),
+            proof=_proof(square_root_segments),
+        ),
+        Technique(
+            name="ckpt-selective",
+            about="recompute every block but its matrix products and attention, which are kept",
+            model=_checkpointed(
+                _single_blocks,
+                context_fn=partial(create_selective_checkpoint_contexts, _keep_products),
+            ),
+            proof=_proof(_single_blocks, products_again=False),
+        ),
+    ),
+    families={"ckpt": every},
+)

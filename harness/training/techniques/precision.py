@@ -1,0 +1,108 @@
+"""The type in which matrix products, convolutions and attention are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.core import Case, Counters
+from harness.machine import device_type
+from harness.training.types import Axis, Plan, Site, Technique
+
+# float32 products err by about 1e-7 against float64, TF32's 10-bit mantissa by about 3e-4.
+TF32_ERROR = 1e-5
+
+
+def _float32_products(tf32: bool) -> Any:
+    def set_backends(model: nn.Module, site: Site) -> nn.Module:
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32
+        return model
+
+    return set_backends
+
+
+def _share(counters: Counters, dtype: str) -> float:
+    total = sum(counters.matmul_flops.values())
+    return counters.matmul_flops.get(dtype, 0) / total if total else 0.0
+
+
+def _proof_float32(counters: Counters, plan: Plan) -> str | None:
+    if (share := _share(counters, "float32")) < 1.0:
+        return f"only {share:.0%} of the matrix products had float32 inputs"
+    if counters.matmul_error is not None and counters.matmul_error > TF32_ERROR:
+        return f"float32 products erred by {counters.matmul_error:.0e}: they ran in TF32"
+    return None
+
+
+def _proof_tf32(counters: Counters, plan: Plan) -> str | None:
+    if counters.matmul_error is None or counters.matmul_error <= TF32_ERROR:
+        return f"float32 products erred by {counters.matmul_error}: they did not run in TF32"
+    return None
+
+
+def _proof_16_bit(dtype: str, scaled: bool) -> Any:
+    def proof(counters: Counters, plan: Plan) -> str | None:
+        if (share := _share(counters, dtype)) < 0.5:
+            return f"only {share:.0%} of the matrix products had {dtype} inputs"
+        if scaled and counters.loss_scale <= 1.0:
+            return f"the loss went backward at scale {counters.loss_scale:g}: it was not scaled"
+        return None
+
+    return proof
+
+
+def _needs_tf32_cores(case: Case, machine: Mapping[str, Any]) -> str | None:
+    if device_type(machine) == "cpu":
+        return "tf32 needs an NVIDIA GPU: a CPU has no TF32 units"
+    old = [gpu["name"] for gpu in machine["gpus"] if float(gpu["capability"]) < 8.0]
+    return f"tf32 needs compute capability 8.0 or later, which {old[0]} lacks" if old else None
+
+
+def _needs_bf16(case: Case, machine: Mapping[str, Any]) -> str | None:
+    old = [gpu["name"] for gpu in machine["gpus"] if not gpu["bf16"]]
+    return f"bf16 needs a GPU with bfloat16 units, which {old[0]} lacks" if old else None
+
+
+PRECISION = Axis(
+    name="precision",
+    baseline="fp32",
+    examples=("fp32", "tf32", "fp16", "bf16"),
+    techniques=(
+        Technique(
+            name="fp32",
+            about="32-bit floats throughout, TF32 off",
+            model=_float32_products(tf32=False),
+            proof=_proof_float32,
+        ),
+        Technique(
+            name="tf32",
+            about="32-bit floats, products in TensorFloat-32 (10-bit mantissa)",
+            model=_float32_products(tf32=True),
+            proof=_proof_tf32,
+            unsupported=_needs_tf32_cores,
+            tolerance=1e-2,
+        ),
+        Technique(
+            name="fp16",
+            about="float16 autocast with a gradient scaler",
+            plan=lambda plan: replace(plan, autocast=torch.float16, scale_loss=True),
+            model=_float32_products(tf32=False),
+            proof=_proof_16_bit("float16", scaled=True),
+            tolerance=2e-2,
+        ),
+        Technique(
+            name="bf16",
+            about="bfloat16 autocast, no scaling needed",
+            plan=lambda plan: replace(plan, autocast=torch.bfloat16),
+            model=_float32_products(tf32=False),
+            proof=_proof_16_bit("bfloat16", scaled=False),
+            unsupported=_needs_bf16,
+            tolerance=5e-2,
+        ),
+    ),
+)

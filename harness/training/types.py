@@ -1,0 +1,157 @@
+"""The types that a technique and a workload are written in.
+
+A technique says what it changes of four things, each left as it is by default: the plan (data about
+the loop), the model, the optimizer's constructor, and the built loop. `build` runs all plans, then
+all models, then all optimizers, then all loops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from harness.core import Case, Counters
+
+MakeOptimizer = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The loop's intent, as data.
+
+    Attributes:
+        micro_batches: parts that the global batch is split into, one backward pass each.
+        autocast: type that autocast computes in; None turns autocast off.
+        scale_loss: scale the loss with `torch.amp.GradScaler`.
+        max_grad_norm: clip the unscaled gradient norm to this; None does not clip.
+    """
+
+    micro_batches: int = 1
+    autocast: torch.dtype | None = None
+    scale_loss: bool = False
+    max_grad_norm: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """A model, its data, its loss and a fixed global batch: constructors, not instances.
+
+    Attributes:
+        name: canonical spelling, parameters that differ from the default included.
+        model: draws a new model on the CPU from torch's global generator.
+        dataset: a map-style dataset of (inputs, targets), a function of the index only.
+        loss: (output, targets) -> scalar mean over the loss terms.
+        loss_terms: how many terms that mean is over (tokens, images), from the targets.
+        optimizer: the baseline optimizer's constructor.
+        global_batch: samples in one optimizer step.
+        blocks: the model's repeated blocks, in forward order; empty if it has none.
+        seed: of weights, data order and dropout.
+        data_digest: identifies the data; a key of comparison.
+    """
+
+    name: str
+    model: Callable[[], nn.Module]
+    dataset: Callable[[], Dataset[Any]]
+    loss: Callable[[Any, Any], Tensor]
+    loss_terms: Callable[[Any], int]
+    optimizer: MakeOptimizer
+    global_batch: int
+    blocks: Callable[[nn.Module], list[nn.Module]]
+    seed: int
+    data_digest: Callable[[], str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """Where a case is built: what is trained, by which plan, on which device."""
+
+    workload: Workload
+    plan: Plan
+    device: torch.device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One micro-batch on the device; `share` is its part of its replica's loss terms."""
+
+    inputs: Any
+    targets: Any
+    share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loop:
+    """The built step. Probes wrap its functions.
+
+    Attributes:
+        forward: the micro-batch's loss times its share.
+        backward: accumulates the gradients of one loss.
+        update: one optimizer update from the accumulated gradients, then clears them.
+        loss_scale: the factor that the gradients carry now; falls when a step was skipped.
+            Waits for the device.
+        around: contexts entered around each micro-batch; True for the step's last one.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    forward: Callable[[Batch], Tensor]
+    backward: Callable[[Tensor], None]
+    update: Callable[[], None]
+    loss_scale: Callable[[], float]
+    around: tuple[Callable[[bool], AbstractContextManager[Any]], ...] = ()
+
+
+def _runs_anywhere(case: Case, machine: Mapping[str, Any]) -> str | None:
+    return None
+
+
+def _fits_any(workload: Workload) -> str | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Technique:
+    """One named setting on one axis.
+
+    Attributes:
+        about: one line for `stepbench list`.
+        proof: why the technique was *not* active, from what was observed; None if it was.
+        unsupported: why this machine cannot run it; decided before anything starts.
+        refuses: why this workload cannot be trained so: a mistake where a person named both,
+            `unsupported` inside a product.
+        tolerance: largest relative difference of loss and gradient norm from the baseline that is
+            still the same mathematics; None: other mathematics, reported without judging.
+    """
+
+    name: str
+    about: str
+    proof: Callable[[Counters, Plan], str | None]
+    plan: Callable[[Plan], Plan] = lambda plan: plan
+    model: Callable[[nn.Module, Site], nn.Module] = lambda model, site: model
+    optimizer: Callable[[MakeOptimizer, Site], MakeOptimizer] = lambda make, site: make
+    loop: Callable[[Loop, Site], Loop] = lambda loop, site: loop
+    unsupported: Callable[[Case, Mapping[str, Any]], str | None] = _runs_anywhere
+    refuses: Callable[[Workload], str | None] = _fits_any
+    tolerance: float | None = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axis:
+    """One dimension of choice.
+
+    Attributes:
+        families: makers of numbered techniques (`accum4`) by their word, from the number.
+        examples: the names that stand for the axis where a person names only the axis.
+    """
+
+    name: str
+    baseline: str
+    examples: tuple[str, ...]
+    techniques: tuple[Technique, ...]
+    families: Mapping[str, Callable[[int], Technique]] = field(default_factory=dict)

@@ -1,0 +1,180 @@
+"""Tables: a record made by hand gives exactly this row, and nothing in a record acts as markup."""
+
+import json
+import math
+
+import pytest
+
+from harness.core import Outcome
+from harness.report import formats, tables
+from harness.stats import Estimate
+from tests.synthetic import MACHINE, MIB, WORKLOAD, case, measurement, record, run, run_file
+
+BASELINE = measurement([0.1, 0.1, 0.3])
+FASTER = measurement([0.05], peak_bytes=75 * MIB, losses=[5.0, 4.004])
+OOM = Outcome(kind="oom", phase="backward", reason="2 GiB asked for, 1 GiB free")
+UNSUPPORTED = Outcome(kind="unsupported", reason="no tensor cores")
+
+
+def text_rows(text):
+    """The cells of the terminal table's rows; columns are two spaces or more apart."""
+    lines = text.split("\n\n")[1].splitlines()[2:]
+    return [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines]
+
+
+def test_a_record_gives_exactly_this_row():
+    file = run_file([record(case("bf16"), [(FASTER, BASELINE)] * 2)])
+    assert text_rows(tables.terminal(file)) == [
+        ["baseline", "ok", "100", "1.00x", "100", "1.00x", "70.0", "0", "10,000"],
+        ["bf16", "ok", "50.0", "2.00x", "75.0", "0.75x", "45.0", "1.0e-03", "20,000"],
+    ]
+
+
+def test_the_interval_stands_from_6_rounds_on():
+    pairs = [(measurement([0.1]), measurement([0.1 * ratio])) for ratio in (2, 1, 3, 1, 4, 2)]
+    six, five = (run_file([record(case("bf16"), pairs[:count])]) for count in (6, 5))
+    assert text_rows(tables.terminal(six))[1][3] == "2.00x [1.00, 4.00]"
+    assert text_rows(tables.terminal(five))[1][3] == "2.00x"
+    assert "no interval below 6 rounds" not in tables.terminal(six)
+    assert "no interval below 6 rounds" in tables.terminal(five)
+
+
+def test_the_caption_says_what_was_measured_on_what_and_how():
+    header = run(edited=True, machine=MACHINE | {"gpus": [{"name": "NVIDIA H200"}]})
+    pairs = [(measurement([0.1] * 5), measurement([0.1] * 20))]
+    file = run_file([record(case("bf16"), pairs * 2), record(case("fp16"), pairs)], header)
+    assert tables.terminal(file).splitlines()[:2] == [
+        f"{WORKLOAD} on Test CPU (AVX2), 2 cores, 8 GiB, NVIDIA H200",
+        "torch 2.13.0+cpu, 1-2 rounds, 5-20 steps a process, no interval below 6 rounds, memory: "
+        "test tensors, ruler 1, commit 0123456789 + edits, 2026-01-31 12:00 UTC",
+    ]
+
+
+def test_cases_without_a_number_are_kept_with_their_reason_told_once():
+    measured = [(FASTER, BASELINE)]
+    file = run_file(
+        [
+            record(case("bf16"), measured, outcome=OOM),
+            record(case("tf32"), outcome=UNSUPPORTED),
+            record(case("tf32+accum2"), outcome=UNSUPPORTED),
+            record(case("fp16"), measured),
+        ]
+    )
+    text = tables.terminal(file)
+    assert [row[:2] for row in text_rows(text)] == [
+        ["baseline", "ok"],
+        ["bf16", "oom in backward [1]"],
+        ["tf32", "unsupported [2]"],
+        ["tf32+accum2", "unsupported [2]"],
+        ["fp16", "ok"],
+    ]
+    assert all(len(row) == 2 for row in text_rows(text)[1:4])
+    assert text.count("[1] 2 GiB asked for, 1 GiB free\n") == 1
+    assert text.count("[2] no tensor cores\n") == 1
+
+
+def test_a_disturbed_case_keeps_its_number_and_says_what_disturbed_it():
+    stolen = measurement([0.05], disturbances=["steal 12%"])
+    text = tables.terminal(run_file([record(case("bf16"), [(stolen, BASELINE)])]))
+    assert text_rows(text)[1][1:4] == ["ok, disturbed [1]", "50.0", "2.00x"]
+    assert "[1] disturbed: steal 12%" in text
+
+
+def test_the_baselines_own_record_comes_first_and_is_not_made_up():
+    own = record(case(), [(measurement([0.2]), measurement([0.1]))])
+    file = run_file([record(case("bf16"), [(FASTER, BASELINE)]), own])
+    assert [row[:4] for row in text_rows(tables.terminal(file))] == [
+        ["baseline", "ok", "200", "0.50x"],
+        ["bf16", "ok", "50.0", "2.00x"],
+    ]
+
+
+def test_each_workload_has_its_own_table_and_ranks_are_named():
+    pairs = [(FASTER, BASELINE)]
+    file = run_file(
+        [
+            record(case("bf16", workload="one"), pairs),
+            record(case("bf16", workload="two", ranks=2), pairs),
+        ]
+    )
+    first, second = (table for table in tables.as_json(file)["tables"])
+    assert [first["workload"], second["workload"]] == ["one", "two"]
+    assert "bf16 on 2 ranks" in tables.terminal(file)
+    assert "Test CPU" in tables.terminal(file).split("two on ")[1]
+
+
+def test_a_run_without_records_says_so():
+    assert "holds no record yet" in tables.terminal(run_file([]))
+
+
+def test_nothing_from_a_record_steers_the_terminal():
+    evil = Outcome(kind="failed", reason="\x1b[2J\x1b]0;owned\x07 line\nnext\r\u202eright")
+    file = run_file([record(case("\x1b[31mred", workload="w\x9b"), outcome=evil)])
+    text = tables.terminal(file)
+    assert all(letter.isprintable() or letter == "\n" for letter in text)
+    assert r"[1] \x1b[2J\x1b]0;owned\x07 line next \u202eright" in text
+
+
+def test_nothing_from_a_record_breaks_a_markdown_table():
+    evil = Outcome(kind="failed", reason="a|b\n\n<img src=x> `c` *d*")
+    file = run_file(
+        [
+            record(case("x|y<b>", workload="<w>"), outcome=evil),
+            record(case("bf16", workload="<w>"), [(FASTER, BASELINE)]),
+        ]
+    )
+    text = tables.markdown(file)
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.replace(r"\|", "").count("|") for line in rows} == {len(tables.HEADERS) + 1}
+    assert r"x\|y\<b\>" in text
+    assert r"[1] a\|b \<img src=x\> \`c\` \*d\*" in text
+
+
+def test_json_has_base_units_and_null_where_there_is_no_finite_number():
+    diverged = measurement([0.05], losses=[math.nan, 4.0])
+    file = run_file(
+        [
+            record(case("bf16"), [(FASTER, BASELINE)]),
+            record(case("fp16"), [(diverged, BASELINE)]),
+            record(case("tf32"), outcome=UNSUPPORTED),
+        ]
+    )
+    decoded = json.loads(json.dumps(tables.as_json(file), allow_nan=False))
+    assert decoded["run"]["id"] == file.run.id
+    _, bf16, fp16, tf32 = decoded["tables"][0]["rows"]
+    assert bf16["case"]["combination"] == {"techniques": {"precision": "bf16"}}
+    assert bf16["figures"] == {
+        "step_s": 0.05,
+        "speedup": {"median": 2.0, "low": None, "high": None, "rounds": 1},
+        "peak_bytes": 75 * MIB,
+        "memory_ratio": {"median": 0.75, "low": None, "high": None, "rounds": 1},
+        "temporary_bytes": 45 * MIB,
+        "loss_difference": pytest.approx(0.001),
+        "tokens_per_s": 20000.0,
+        "disturbances": [],
+    }
+    assert fp16["figures"]["loss_difference"] is None
+    assert tf32["figures"] is None
+    assert tf32["outcome"]["reason"] == "no tensor cores"
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (formats.milliseconds(0.0521), "52.1"),
+        (formats.milliseconds(0.0000123), "0.0123"),
+        (formats.milliseconds(12.3456), "12,346"),
+        (formats.mebibytes(1.5 * MIB), "1.50"),
+        (formats.ratio(1.416), "1.42x"),
+        (formats.ratio(0.0832), "0.083x"),
+        (formats.difference(0.0), "0"),
+        (formats.difference(math.inf), "inf"),
+        (formats.span([], "round"), "no rounds"),
+        (formats.span([1], "round"), "1 round"),
+        (formats.commit(run(commit=None)), "no commit"),
+        (formats.estimate(Estimate(median=0.09, low=0.081, high=1.1, rounds=6)),
+         "0.090x [0.081, 1.10]"),
+    ],
+)  # fmt: skip
+def test_formats(shown, expected):
+    assert shown == expected

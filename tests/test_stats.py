@@ -1,0 +1,105 @@
+"""Statistics against numbers computed by hand."""
+
+import math
+
+import pytest
+
+from harness import stats
+from tests.synthetic import MIB, case, measurement, record
+
+
+def pair(case_s, baseline_s, **kwargs):
+    return measurement([case_s], **kwargs), measurement([baseline_s])
+
+
+def test_a_process_counts_as_its_median_step():
+    assert stats.step_s(measurement([0.3, 0.1, 9.0])) == 0.3
+
+
+@pytest.mark.parametrize(
+    ("rounds", "low", "high"),
+    [
+        (5, None, None),  # 2 / 2**5 = 6.3%: even the range is not 95% sure
+        (6, 1.0, 6.0),  # 2 / 2**6 = 3.1%
+        (8, 1.0, 8.0),  # without the ends 2 * (1 + 8) / 2**8 = 7.0%
+        (9, 2.0, 8.0),  # without the ends 2 * (1 + 9) / 2**9 = 3.9%
+    ],
+)
+def test_interval_is_that_of_the_sign_test(rounds, low, high):
+    found = stats.estimate([float(value) for value in range(rounds, 0, -1)])
+    assert (found.low, found.high, found.rounds) == (low, high, rounds)
+    assert found.median == (rounds + 1) / 2
+
+
+def test_widened_interval_takes_the_whole_range_but_needs_6_rounds_too():
+    nine = stats.estimate([float(value) for value in range(1, 10)], widened=True)
+    assert (nine.low, nine.high) == (1.0, 9.0)
+    assert stats.estimate([1.0, 2.0], widened=True).low is None
+
+
+def test_speedup_is_baseline_over_case_paired_by_round():
+    # Ratios 2, 1, 3; the medians of both sides, unpaired, would say 3.
+    one = record(case("bf16"), [pair(1.0, 2.0), pair(10.0, 10.0), pair(1.0, 3.0)])
+    assert stats.speedup(one).median == 2.0
+
+
+def test_memory_ratio_is_case_over_baseline():
+    pairs = [(measurement(peak_bytes=60 * MIB), measurement(peak_bytes=80 * MIB))]
+    assert stats.memory_ratio(record(case("ckpt2"), pairs)).median == 0.75
+
+
+def test_one_disturbed_round_widens_the_interval():
+    pairs = [pair(1.0, float(ratio)) for ratio in range(1, 9)]
+    quiet = stats.speedup(record(case("bf16"), [*pairs, pair(1.0, 9.0)]))
+    disturbed = stats.speedup(
+        record(case("bf16"), [*pairs, pair(1.0, 9.0, disturbances=["steal 12%"])])
+    )
+    assert (quiet.low, quiet.high) == (2.0, 8.0)
+    assert (disturbed.low, disturbed.high) == (1.0, 9.0)
+
+
+@pytest.mark.parametrize(
+    ("reference", "values", "expected"),
+    [
+        ([2.0, 4.0], [2.0, 4.0], 0.0),
+        ([2.0, 4.0], [2.2, 4.0], 0.1),
+        ([-2.0, 4.0], [-2.0, 3.0], 0.25),
+        ([2.0], [math.nan], math.inf),
+        ([math.nan], [2.0], math.inf),
+        ([math.nan], [math.nan], math.inf),
+        ([2.0], [math.inf], math.inf),
+        ([math.inf], [math.inf], math.inf),
+        ([0.0], [0.0], 0.0),
+    ],
+)
+def test_relative_difference(reference, values, expected):
+    assert stats.relative_difference(reference, values) == pytest.approx(expected)
+
+
+def test_nan_after_a_larger_difference_is_not_lost():
+    assert stats.relative_difference([1.0, 1.0, 1.0], [9.0, math.nan, 1.0]) == math.inf
+
+
+def test_series_of_unequal_length_are_refused():
+    with pytest.raises(ValueError, match="shorter"):
+        stats.relative_difference([1.0, 2.0], [1.0])
+
+
+def test_loss_difference_is_the_worst_round_of_loss_or_gradient_norm():
+    base = measurement(losses=[5.0, 4.0], grad_norms=[1.0, 2.0])
+    loss_off = measurement(losses=[5.0, 4.4], grad_norms=[1.0, 2.0])
+    norm_off = measurement(losses=[5.0, 4.0], grad_norms=[1.5, 2.0])
+    assert stats.parity_difference(base, loss_off) == pytest.approx(0.1)
+    both = record(case("bf16"), [(loss_off, base), (norm_off, base), (base, base)])
+    assert stats.loss_difference(both) == pytest.approx(0.5)
+
+
+def test_disturbances_of_case_and_baseline_are_told_once_in_order():
+    stolen, loaded = measurement(disturbances=["steal"]), measurement(disturbances=["load"])
+    one = record(case("bf16"), [(stolen, loaded), (stolen, stolen)])
+    assert stats.disturbances(one) == ("steal", "load")
+
+
+def test_a_record_without_rounds_has_no_ratio():
+    with pytest.raises(ValueError, match="no rounds"):
+        stats.speedup(record(case("bf16")))
