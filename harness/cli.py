@@ -64,6 +64,7 @@ def stepbench() -> None:
 @click.option("-r", "--rounds", default=2, show_default=True, help="6 or more give intervals.")
 @click.option("--steps", default=20, show_default=True, help="Most timed steps a process.")
 @click.option("--minutes", type=float, help="Start no case after so long, and exit with 3.")
+@click.option("--commit", help="What is measured, where there is no repository to ask.")
 @click.option(
     "--deadline-s", default=600.0, show_default=True, help="Kill a process after so long."
 )
@@ -76,6 +77,7 @@ def run(
     rounds: int,
     steps: int,
     minutes: float | None,
+    commit: str | None,
     deadline_s: float,
     results: Path,
     as_json: bool,
@@ -90,14 +92,18 @@ def run(
       stepbench run --vary fp32,bf16 --vary checkpointing --rounds 8
     """
     from harness.measuring.settings import Settings
-    from harness.measuring.sweep import close_sweep, open_sweep, sweep
+    from harness.measuring.sweep import close_sweep, open_sweep, sweep, this_machine
     from harness.report import tables
     from harness.training.workloads import canonical, default
 
+    if not (minutes is None or minutes >= 0) or not deadline_s > 0:
+        raise StepbenchError(
+            f"--minutes {minutes} and --deadline-s {deadline_s}: times must be numbers from 0 up"
+        )
     settings = Settings(rounds=rounds, max_steps=steps, min_steps=min(5, steps))
-    file = open_sweep(results, settings, project=Path.cwd())
-    chosen = canonical(workload) if workload else default(file.run.machine)
+    chosen = canonical(workload) if workload else default(this_machine())
     cases = _cases(chosen, combinations, choices)
+    file = open_sweep(results, settings, project=Path.cwd(), commit=commit)
     began = time.monotonic()
     with _Progress(len(cases)) as progress:
         finished = sweep(

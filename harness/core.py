@@ -142,6 +142,11 @@ class Counters(Jsonable):
     recomputed_products: int
     loss_scale: float
 
+    @property
+    def counts(self) -> Counters:
+        """What must repeat exactly: all but the two figures that depend on the weights' values."""
+        return dataclasses.replace(self, matmul_error=None, loss_scale=0.0)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peak(Jsonable):

@@ -96,6 +96,6 @@ def _judged(case: Case, rounds: list[Round]) -> Outcome:
             reason=f"loss or gradient norm differs from the baseline's by {difference:.1e}, "
             f"more than the {allowed:.1e} that {case.combination} may",
         )
-    if any(one.case.counters != rounds[0].case.counters for one in rounds):
+    if any(one.case.counters.counts != rounds[0].case.counters.counts for one in rounds):
         return Outcome(kind="invalid", reason="its operator counts differed between rounds")
     return Outcome(kind="ok")

@@ -6,6 +6,7 @@ import itertools
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ CALIBRATION_AGE_S = 60.0
 DEADLINE_S = 120.0
 
 
+@cache
 def this_machine() -> dict[str, Any]:
     """`machine.describe` in a child: this process must not ask torch about CUDA."""
     return _in_child(describe)

@@ -125,6 +125,7 @@ def _json_row(row: Row) -> dict[str, Any]:
     if not math.isfinite(figures.get("loss_difference", 0.0)):
         figures["loss_difference"] = None
     return {
+        "combination": row.name,
         "case": row.case.to_json(),
         "outcome": row.outcome.to_json(),
         "figures": figures or None,

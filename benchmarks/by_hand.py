@@ -1,0 +1,95 @@
+"""What does the harness itself cost? Its step beside the same loop written by hand, side by side.
+
+Not for ASV: `make overhead` prints the ratio with its interval, and what a process costs beyond its
+own steps. Exit code 1 where the interval leaves ±1% or the cost exceeds 0.5 s.
+"""
+
+import statistics
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from harness.core import Case
+from harness.judging.pairs import ping_pong
+from harness.machine import device_type, summary
+from harness.measuring.launch import in_child
+from harness.measuring.settings import Settings
+from harness.measuring.sweep import measure_once, open_sweep, this_machine
+from harness.stats import estimate
+from harness.training.build import build
+from harness.training.step import global_batches, train_step
+from harness.training.techniques import parse
+from harness.training.workloads import default, load
+
+PAIRS, STEPS = 60, 8
+CASES = ("baseline", "bf16", "accum4", "ckpt1", "bf16+accum4+ckpt2")
+
+
+def ratios(workload_name: str, device_name: str) -> list[float]:
+    """The harness' step over the one by hand, a ratio a pair; run in a fresh process."""
+    device = torch.device(device_name)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    workload = load(workload_name)
+    loop, site = build(workload, parse("baseline"), device)
+    batches = global_batches(workload)
+
+    torch.manual_seed(workload.seed)
+    model = workload.model().to(device)
+    optimizer = workload.optimizer(model.parameters())
+    own_batches = global_batches(workload)
+
+    def by_hand() -> None:
+        inputs, targets = next(own_batches)
+        inputs = inputs.to(device, non_blocking=True)
+        targets = targets.to(device, non_blocking=True)
+        workload.loss(model(inputs), targets).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def by_harness() -> None:
+        train_step(loop, next(batches), site)
+
+    for _ in range(5):
+        by_harness()
+        by_hand()
+    return ping_pong(by_harness, by_hand, pairs=PAIRS, steps=STEPS, device=device)
+
+
+def costs_s(workload: str) -> list[float]:
+    """Seconds of each process of some cases beyond the optimizer steps it ran."""
+    with TemporaryDirectory() as folder:
+        file = open_sweep(Path(folder), Settings(), project=Path(folder))
+        records = [
+            measure_once(file, Case(workload=workload, combination=parse(name))) for name in CASES
+        ]
+    processes = [side for one in records for r in one.rounds for side in (r.case, r.baseline)]
+    return [process.overhead_s for process in processes]
+
+
+def main() -> int:
+    machine = this_machine()
+    workload = default(machine)
+    ended = in_child(ratios, workload, device_type(machine), deadline_s=1800)
+    if ended.death:
+        print(ended.death, file=sys.stderr)
+        return 1
+    ratio = estimate(ended.answer)
+    costs = costs_s(workload)
+    print(f"{workload} on {summary(machine)}, torch {torch.__version__}")
+    print(
+        f"step by the harness / by hand: {ratio.median:.4f} [{ratio.low:.4f}, {ratio.high:.4f}] "
+        f"(median of {ratio.rounds} ping-pong pairs, 95% interval)"
+    )
+    print(
+        f"a process beyond its own steps: {statistics.median(costs):.2f} s, "
+        f"at most {max(costs):.2f} s ({len(costs)} processes)"
+    )
+    right = ratio.low >= 0.99 and ratio.high <= 1.01 and max(costs) <= 0.5
+    return 0 if right else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

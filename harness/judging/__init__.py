@@ -1,0 +1,1 @@
+"""The judge: what two measurements side by side allow to be said."""

@@ -1,0 +1,29 @@
+"""Cases small enough to measure for real in half a second a process."""
+
+from collections.abc import Callable
+
+import pytest
+
+from harness.core import Case, Record
+from harness.measuring.measure import measure
+from harness.measuring.settings import Settings
+from harness.measuring.sweep import this_machine
+from harness.training.techniques import parse
+
+QUICK = Settings(rounds=1, max_steps=3, min_steps=3, deadline_s=60)
+
+
+@pytest.fixture(scope="session")
+def machine():
+    return this_machine()
+
+
+@pytest.fixture
+def measured(machine) -> Callable[..., Record]:
+    """Measure a combination of `gpt-tiny` in one round of real processes."""
+
+    def run(combination: str, workload: str = "gpt-tiny", settings: Settings = QUICK) -> Record:
+        case = Case(workload=workload, combination=parse(combination))
+        return measure(case, settings, machine)
+
+    return run

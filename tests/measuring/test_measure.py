@@ -1,0 +1,112 @@
+"""A case measured for real: what the record holds, by arithmetic done by hand."""
+
+import pytest
+
+from harness import stats
+from harness.core import Case, Record
+from harness.measuring.measure import measure
+from harness.measuring.settings import Settings
+from harness.training.techniques import AXES, parse
+
+# gpt-tiny: 2 layers, width 32, vocabulary 256, sequences of 16, batch 8; tied embeddings.
+LAYERS, WIDTH, VOCABULARY, SEQ, BATCH = 2, 32, 256, 16, 8
+PARAMETERS = VOCABULARY * WIDTH + SEQ * WIDTH + LAYERS * (12 * WIDTH**2 + 2 * WIDTH) + WIDTH
+TOKENS = SEQ * BATCH
+
+
+def test_the_baseline_by_hand(measured):
+    record = measured("baseline")
+    assert record.outcome.ok, record.outcome
+    one = record.rounds[0].case
+    assert len(one.step_s) == len(one.cpu_s) == 3
+    assert sum(one.step_s) == pytest.approx(one.window_s, rel=0.01)
+    assert one.tokens == TOKENS
+    assert len(one.losses) == len(one.grad_norms) == 5
+    assert stats.loss_difference(record) == 0.0
+    memory = one.memory
+    assert memory.parameter_bytes == memory.gradient_bytes == 4 * PARAMETERS
+    tensors = 3 + 6 * LAYERS  # each with a step counter of 4 bytes
+    assert memory.optimizer_bytes == 2 * 4 * PARAMETERS + 4 * tensors
+    assert memory.build.allocated_bytes >= 4 * PARAMETERS
+    assert memory.steady_step.allocated_bytes > 4 * 4 * PARAMETERS
+    assert memory.temporary_bytes > 0
+    assert one.steps_run == one.warmup_steps + 3 + 2
+
+
+def test_flops_by_hand(measured):
+    counters = measured("baseline").rounds[0].case.counters
+    # Each weight of a product: 2 FLOPs a token forward, 4 backward. The head is the embedding.
+    products = 6 * TOKENS * (LAYERS * 12 * WIDTH**2 + VOCABULARY * WIDTH)
+    # Attention: scores and mixing forward (2 products), and 5 products backward.
+    attention = LAYERS * BATCH * 7 * 2 * SEQ * SEQ * WIDTH
+    assert counters.flops == products + attention
+    assert counters.matmul_flops == {"float32": products + attention}
+    assert counters.matmul_error < 1e-5
+    assert (counters.forwards, counters.updates, counters.blocks) == (1, 1, LAYERS)
+
+
+def test_recomputation_costs_what_it_says(measured):
+    base = measured("baseline").rounds[0].case.counters
+    every = measured("ckpt1").rounds[0].case.counters
+    selective = measured("ckpt-selective").rounds[0].case.counters
+    # A block forward again, but for its last product, whose result backward does not need.
+    again = 2 * TOKENS * 8 * WIDTH**2 + BATCH * 2 * 2 * SEQ * SEQ * WIDTH
+    assert every.flops - base.flops == LAYERS * again
+    assert selective.flops == base.flops
+    assert every.recomputed_blocks == selective.recomputed_blocks == (1, 0)
+    assert (every.recomputed_products, selective.recomputed_products) == (LAYERS * 4, 0)
+    assert every.saved_bytes < selective.saved_bytes < base.saved_bytes
+
+
+def test_accumulation_holds_a_micro_batch(measured):
+    base = measured("baseline").rounds[0].case
+    four = measured("accum4").rounds[0].case
+    assert four.counters.forwards == 4
+    assert four.counters.saved_bytes == pytest.approx(base.counters.saved_bytes / 4, rel=0.01)
+    assert four.counters.flops == base.counters.flops
+    assert four.memory.steady_step.allocated_bytes < base.memory.steady_step.allocated_bytes
+
+
+def test_rounds_are_balanced(machine):
+    settings = Settings(rounds=4, max_steps=1, min_steps=1)
+    record = measure(Case(workload="gpt-tiny"), settings, machine)
+    assert [one.order for one in record.rounds] == [
+        "baseline first", "case first", "case first", "baseline first",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *sorted({name for axis in AXES for name in axis.examples} - {"tf32"}),
+        "bf16+accum4+ckpt2",
+        "fp16+accum2+ckpt-sqrt",
+        "accum8+ckpt-selective",
+    ],
+)
+def test_every_technique_is_ok_and_active(measured, name):
+    record = measured(name, "gpt-1m@seq=8")
+    assert record.outcome.ok, record.outcome
+    assert Record.from_json(record.to_json()) == record
+
+
+def test_what_a_cpu_lacks_is_unsupported_before_anything_starts(measured):
+    record = measured("tf32")
+    assert (record.outcome.kind, record.rounds) == ("unsupported", ())
+    assert "needs an NVIDIA GPU" in record.outcome.reason
+
+
+def test_what_does_not_fit_the_workload_is_unsupported_in_a_product(measured):
+    assert "does not divide" in measured("accum3").outcome.reason
+    record = measured("ckpt3")  # gpt-tiny has 2 blocks
+    assert (record.outcome.kind, record.rounds) == ("unsupported", ())
+    assert "2 repeated blocks" in record.outcome.reason
+
+
+def test_counts_repeat_exactly(machine):
+    case = Case(workload="gpt-tiny", combination=parse("bf16+accum2+ckpt1"))
+    record = measure(case, Settings(rounds=2, max_steps=1, min_steps=1), machine)
+    first, second = (one.case for one in record.rounds)
+    assert first.counters.counts == second.counters.counts
+    assert first.memory.steady_step.allocated_bytes == second.memory.steady_step.allocated_bytes
+    assert first.losses == second.losses

@@ -1,0 +1,117 @@
+"""The command as a person uses it: tables, JSON, mistakes in one line with exit code 2."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def stepbench(*arguments, cwd, code=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "harness.cli", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def run_once(tmp_path_factory):
+    """A folder in which two combinations were measured, and what the command printed."""
+    folder = tmp_path_factory.mktemp("project")
+    quick = ("-w", "gpt-tiny", "-r", "1", "--steps", "3")
+    return folder, stepbench("run", "bf16", "tf32", *quick, cwd=folder)
+
+
+def test_run_prints_every_case(run_once):
+    _, done = run_once
+    for row in ("baseline", "bf16", "tf32 "):
+        assert any(line.startswith(row) for line in done.stdout.splitlines())
+    assert "tf32 needs an NVIDIA GPU" in done.stdout
+    assert "bf16: ok, speed-up" in done.stderr
+
+
+def test_report_prints_the_same_table_again(run_once):
+    folder, done = run_once
+    assert stepbench("report", cwd=folder).stdout == done.stdout
+    [run_file] = (folder / "results").glob("*/*.jsonl")
+    assert stepbench("report", str(run_file), cwd=folder).stdout == done.stdout
+    assert "| bf16 " in stepbench("report", "--markdown", cwd=folder).stdout
+
+
+def test_report_as_json(run_once):
+    folder, _ = run_once
+    [run] = json.loads(stepbench("report", "--json", cwd=folder).stdout)
+    rows = {row["combination"]: row for table in run["tables"] for row in table["rows"]}
+    assert rows["tf32"]["outcome"]["kind"] == "unsupported"
+    assert rows["bf16"]["figures"]["step_s"] > 0
+
+
+def test_a_finished_run_is_closed_and_the_next_one_new(run_once):
+    folder, _ = run_once
+    stepbench("run", "accum2", "-w", "gpt-tiny", "-r", "1", "--steps", "3", cwd=folder)
+    assert len(list((folder / "results").glob("*/*.jsonl"))) == 2
+
+
+def test_time_that_runs_out_is_exit_code_3_and_the_run_goes_on(tmp_path):
+    arguments = ("run", "accum2", "-w", "gpt-tiny", "-r", "1", "--steps", "1")
+    done = stepbench(*arguments, "--minutes", "0", cwd=tmp_path, code=3)
+    assert "run the same command again to go on" in done.stderr
+    stepbench(*arguments, cwd=tmp_path)
+    [run_file] = (tmp_path / "results").glob("*/*.jsonl")
+    assert len(run_file.read_text().splitlines()) > 4
+
+
+def test_list_and_machine(tmp_path):
+    listed = json.loads(stepbench("list", "--json", cwd=tmp_path).stdout)
+    reasons = {row["technique"]: row["not here because"] for row in listed["techniques"]}
+    assert reasons["bf16"] is None
+    assert "NVIDIA GPU" in reasons["tf32"]
+    assert "gpt-1m" in listed["workloads"]
+    described = json.loads(stepbench("machine", "--json", cwd=tmp_path).stdout)
+    assert described["cores"] >= 1
+    assert "bf16" in stepbench("list", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["run", "fp17"], "'fp17' is not a technique"),
+        (["run", "bf16+fp16"], "both on the axis precision"),
+        (["run", "accum3"], "does not divide gpt-1m's global batch of 8"),
+        (["run", "--vary", "precision,bf16"], "'precision' is not a technique"),
+        (["run", "-w", "gpt-2t"], "'gpt-2t' is not a workload"),
+        (["run", "-w", "gpt-1m@batch=0"], "must be at least 1"),
+        (["run", "-r", "0"], "rounds=0"),
+        (["run", "--steps", "0"], "at least 1 round and 1 step"),
+        (["run", "-r", "many"], "'many' is not a valid integer"),
+        (["run", "--minutes", "nan"], "--minutes"),
+        (["run", "--results", "file.txt/x"], "cannot be written"),
+        (["report", "nowhere"], "No such file"),
+        (["report", "file.txt"], "not the header of a run"),
+        (["report", "."], "no readable run"),
+        (["fly"], "No such command"),
+        (["report", "--colour"], "No such option"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, told):
+    (tmp_path / "file.txt").write_text("not a run\n")
+    done = stepbench(*arguments, cwd=tmp_path, code=2)
+    [line] = done.stderr.splitlines()
+    assert line.startswith("stepbench: ")
+    assert told in line
+    assert done.stdout == ""
+    assert not (tmp_path / "results").exists()
+
+
+def test_reading_never_loads_torch(run_once):
+    folder, _ = run_once
+    program = (
+        "import sys; from harness import cli; cli.stepbench(['report'], standalone_mode=False);"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=folder, check=True, capture_output=True)
