@@ -8,15 +8,12 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 bench: .venv/installed
 	stepbench machine
-	asv run --skip-existing-successful --show-stderr
-	stepbench report
-	stepbench publish
+	asv run; failed=$$?; stepbench report && stepbench publish && exit $$failed
 
 # The whole product with enough rounds for intervals: hours on a small machine.
 bench-full: .venv/installed
-	asv run --show-stderr --record-samples -a repeat=8 -b .
-	stepbench report
-	stepbench publish
+	asv run -b product_full -a repeat=8 --record-samples; failed=$$?; \
+	stepbench report && stepbench publish && exit $$failed
 
 test: .venv/installed
 	pytest

@@ -194,6 +194,19 @@ def machine(as_json: bool) -> int:
     return 0
 
 
+@stepbench.command()
+def publish() -> int:
+    """Write the dashboard of this project's `asv.conf.json`; it works offline."""
+    from harness.history.publish import publish as write
+
+    folder = write(Path.cwd())
+    _print(
+        f"dashboard in {folder}: open {folder / 'techniques' / 'techniques.html'} in a browser, "
+        "or `asv preview` for all of it"
+    )
+    return 0
+
+
 def _cases(workload: str, combinations: Sequence[str], choices: Sequence[str]) -> list[Case]:
     """What the arguments ask for, the baseline first; a mistake that was named is an error."""
     from harness.measuring.sweep import product

@@ -38,7 +38,11 @@ def _revive(kind: Any, value: Any) -> Any:
 
 
 class Jsonable:
-    """A dataclass that survives JSON; unknown or missing fields are a ValueError naming them."""
+    """A dataclass that survives JSON.
+
+    An unknown field is a ValueError naming it, and so is a missing one unless it has a default:
+    records stay readable when a later version adds what they could not know.
+    """
 
     __slots__ = ()
 
@@ -50,10 +54,15 @@ class Jsonable:
         if not isinstance(data, Mapping):
             raise ValueError(f"{cls.__name__} must be an object, not {type(data).__name__}")
         kinds = typing.get_type_hints(cls)
-        wrong = sorted(set(kinds) ^ set(data))
+        needed = {
+            one.name
+            for one in dataclasses.fields(cls)  # type: ignore[arg-type]
+            if one.default is one.default_factory is dataclasses.MISSING
+        }
+        wrong = sorted((set(data) - set(kinds)) | (needed - set(data)))
         if wrong:
             raise ValueError(f"{cls.__name__} has unknown or missing fields: {', '.join(wrong)}")
-        return cls(**{name: _revive(kind, data[name]) for name, kind in kinds.items()})
+        return cls(**{name: _revive(kinds[name], value) for name, value in data.items()})
 
 
 @dataclass(frozen=True, slots=True)

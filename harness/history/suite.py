@@ -1,0 +1,149 @@
+"""What a benchmark class is made of: `Cases` measures, and its `measure_…` methods tell the result.
+
+One measurement of a case feeds all its metrics: a case's first metric measures it into the run that
+the environment opened, later ones read it there. Every metric is worse when it is larger, because
+ASV takes only an increase for a regression.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from asv_runner.benchmarks.track import TrackBenchmark
+
+from harness import stats
+from harness.core import MEASURE_VERSION, Case, Measurement, Record, StepbenchError
+from harness.history import COMMIT, REFUSAL, RESULTS, ROUNDS, RUN, TREE
+from harness.machine import device_type
+from harness.measuring import sweep
+from harness.measuring.settings import Settings
+from harness.store import RunFile
+from harness.training.techniques import combine
+from harness.training.workloads import canonical
+
+Metric = Callable[..., Any]
+
+
+class Measured(TrackBenchmark):  # type: ignore[misc]
+    """ASV's type of the `measure_…` methods: a number or samples, made outside of ASV's loops.
+
+    ASV takes every matching name in benchmarks/ for one, imported functions too, so the pattern is
+    that of metrics only.
+    """
+
+    name_regex = re.compile(r"measure_(\w+_s|\w+_bytes|flops|operators)$")
+
+
+def metric(unit: str, kind: str) -> Callable[[Metric], Metric]:
+    """Say the unit to ASV, and to the dashboard the filter to show under and that less is better.
+
+    The dashboard takes a unit with "ops" in it, such as FLOPs, for a rate.
+    """
+
+    def mark(method: Metric) -> Metric:
+        for name, value in {"unit": unit, "type": kind, "less_is_better": True}.items():
+            setattr(method, name, value)
+        return method
+
+    return mark
+
+
+class Cases:
+    """A workload under each combination of the class's `params`, which are technique names.
+
+    Step times are samples, one median a process, so ASV has statistics of them. Counts and bytes
+    are plain numbers: they repeat, and as samples ASV would call no change of them significant
+    below 6 rounds.
+    """
+
+    workload: Mapping[str, str]  # {device type: spelling}
+    record: Record
+
+    @property
+    def version(self) -> str:
+        """Results are one series as long as the ruler and the workload stay."""
+        spelled = ", ".join(f"{device} {text}" for device, text in sorted(self.workload.items()))
+        return f"ruler {MEASURE_VERSION}: {spelled}"
+
+    def setup(self, *techniques: str) -> None:
+        """Have the case measured.
+
+        Raises:
+            NotImplementedError: `oom`, `unsupported`, or a commit that cannot be measured so; ASV
+                stores NaN.
+            StepbenchError: `invalid` or `failed`; ASV stores null.
+        """
+        if refusal := os.environ.get(REFUSAL):
+            raise NotImplementedError(refusal)
+        try:
+            self.record = self._measured(techniques)
+        except StepbenchError:
+            sys.tracebacklimit = 0  # ASV prints where it was raised; its line says all
+            raise
+
+    def _measured(self, techniques: tuple[str, ...]) -> Record:
+        file = _run_file()
+        try:
+            combination = combine(techniques)
+        except StepbenchError as error:  # an older commit lacks it; a test knows today's names
+            raise NotImplementedError(str(error)) from None
+        workload = canonical(self.workload[device_type(file.run.machine)])
+        case = Case(workload=workload, combination=combination)
+        record = sweep.measure_once(file, case)
+        if record.outcome.kind in ("oom", "unsupported"):
+            raise NotImplementedError(f"{case}: {record.outcome}")
+        if not record.outcome.ok:
+            raise StepbenchError(f"{case}: {record.outcome}")
+        return record
+
+    @metric("seconds", "time")
+    def measure_step_s(self, *techniques: str) -> dict[str, Any]:
+        """One optimizer step, fetching its data included."""
+        return {"samples": self._of_each_process(stats.step_s), "number": 1}
+
+    @metric("bytes", "peakmemory")
+    def measure_peak_bytes(self, *techniques: str) -> float:
+        """Largest memory held by tensors in a steady step."""
+        return max(self._of_each_process(lambda one: one.memory.steady_step.allocated_bytes))
+
+    @metric("bytes", "memory")
+    def measure_saved_bytes(self, *techniques: str) -> float:
+        """Bytes that a forward pass keeps for the backward pass."""
+        return max(self._of_each_process(lambda one: one.counters.saved_bytes))
+
+    @metric("FLOP", "track")
+    def measure_flops(self, *techniques: str) -> float:
+        """Floating-point operations of one step, recomputed ones included."""
+        return max(self._of_each_process(lambda one: one.counters.flops))
+
+    @metric("calls", "track")
+    def measure_operators(self, *techniques: str) -> float:
+        """Operators dispatched in one step of the eager program."""
+        return max(self._of_each_process(lambda one: sum(one.counters.operators.values())))
+
+    def _of_each_process(self, figure: Callable[[Measurement], float]) -> list[float]:
+        return [figure(one.case) for one in self.record.rounds]
+
+
+def _run_file() -> RunFile:
+    """The run to record in, which the commit's first case opens: its own code does."""
+    if RUN not in os.environ:
+        raise StepbenchError(
+            f'{RUN} is not set: start benchmarks by `asv run` in the environment "checkout"'
+        )
+    opened = Path(os.environ[RUN])
+    if opened.exists():
+        return RunFile.read(Path(opened.read_text(encoding="utf-8")))[0]
+    file = sweep.open_sweep(
+        Path(os.environ[RESULTS]),
+        Settings(rounds=int(os.environ[ROUNDS])),
+        project=Path(os.environ[TREE]),
+        commit=os.environ[COMMIT],
+    )
+    opened.write_text(str(file.path), encoding="utf-8")
+    return file

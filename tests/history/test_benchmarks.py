@@ -1,0 +1,55 @@
+"""What stands in benchmarks/: every name is a technique, and the default sweep is what it says."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from benchmarks import accumulation, checkpointing, precision, product, product_full
+from harness.history.suite import Cases, Measured
+from harness.training.techniques import combine
+from harness.training.workloads import canonical
+
+DEFAULT = [
+    precision.Precision,
+    accumulation.Accumulation,
+    checkpointing.Checkpointing,
+    product.Product,
+    product.ProductFp16,
+]
+
+
+def cases(classes: list[type[Cases]]) -> set[str]:
+    return {str(combine(names)) for one in classes for names in itertools.product(*one.params)}
+
+
+@pytest.mark.parametrize("benchmark", [*DEFAULT, product_full.ProductFull])
+def test_every_parameter_is_a_technique_and_every_workload_exists(benchmark: type[Cases]) -> None:
+    assert cases([benchmark])
+    assert len(benchmark.params) == len(benchmark.param_names)
+    assert {canonical(text) for text in benchmark.workload.values()}
+    assert benchmark.workload.keys() == {"cpu", "cuda"}
+
+
+def test_the_default_sweep_has_fp16_alone_and_in_one_cell() -> None:
+    default = cases(DEFAULT)
+    assert len(default - {"tf32"}) >= 24  # no CPU has tf32
+    assert {name for name in default if "fp16" in name} == {"fp16", "fp16+accum4+ckpt2"}
+
+
+def test_the_full_product_holds_every_other_case() -> None:
+    assert cases(DEFAULT) <= cases([product_full.ProductFull])
+
+
+def test_versions_change_with_the_workload() -> None:
+    other = type("Other", (Cases,), {"workload": {"cpu": "gpt-1m@batch=4"}})
+    assert other().version != precision.Precision().version
+    assert product.Product().version == precision.Precision().version
+
+
+def test_metrics_are_benchmarks_and_imported_functions_are_not() -> None:
+    metrics = [name for name in vars(Cases) if name.startswith("measure_")]
+    assert len(metrics) == 5
+    assert all(Measured.name_regex.match(name) for name in metrics)
+    assert not Measured.name_regex.match("measure_once")
