@@ -88,7 +88,7 @@ def test_square_root_segments_are_contiguous_and_nearly_equal(blocks, lengths):
 
 
 def test_a_workload_has_one_spelling():
-    assert canonical("gpt-1m@seq=64") == "gpt-1m"
+    assert canonical("gpt-1m@seq=48") == "gpt-1m"
     assert canonical("gpt-1m@batch=4,seq=128") == "gpt-1m@seq=128,batch=4"
 
 

@@ -38,7 +38,7 @@ class Shape:
 
 SHAPES = {
     "gpt-tiny": Shape(layers=2, width=32, heads=2, vocabulary=256, seq=16, batch=8),
-    "gpt-1m": Shape(layers=6, width=128, heads=4, vocabulary=256, seq=64, batch=8),
+    "gpt-1m": Shape(layers=6, width=128, heads=4, vocabulary=256, seq=48, batch=8),
     "gpt-10m": Shape(layers=6, width=384, heads=6, vocabulary=256, seq=256, batch=8),
     "gpt-124m": Shape(layers=12, width=768, heads=12),
     "gpt-355m": Shape(layers=24, width=1024, heads=16),
