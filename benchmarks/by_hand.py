@@ -19,8 +19,10 @@ from harness.measuring.settings import Settings
 from harness.measuring.sweep import measure_once, open_sweep, this_machine
 from harness.stats import estimate
 from harness.training.build import build
-from harness.training.step import global_batches, train_step
+from harness.training.data import Batches
+from harness.training.step import train_step
 from harness.training.techniques import parse
+from harness.training.types import Plan
 from harness.training.workloads import default, load
 
 PAIRS, STEPS = 60, 8
@@ -34,12 +36,12 @@ def ratios(workload_name: str, device_name: str) -> list[float]:
         torch.set_num_threads(1)
     workload = load(workload_name)
     loop, site = build(workload, parse("baseline"), device)
-    batches = global_batches(workload)
+    batches = Batches(workload, Plan())
 
     torch.manual_seed(workload.seed)
     model = workload.model().to(device)
     optimizer = workload.optimizer(model.parameters())
-    own_batches = global_batches(workload)
+    own_batches = Batches(workload, Plan())
 
     def by_hand() -> None:
         inputs, targets = next(own_batches)

@@ -137,6 +137,11 @@ class Counters(Jsonable):
         recomputed_products: matrix products, convolutions and attention that ran during a
             recomputation.
         loss_scale: the value backward started from over the loss that forward returned.
+        loader_processes: worker processes that loaded batches; 0: the training process did.
+        batches_ahead: most batches that were under way while a step ran.
+        epoch_batches: batches in one epoch.
+        workers_survived: whether the same worker processes loaded the next epoch.
+        pinned: whether the batch lay in page-locked memory.
     """
 
     forwards: int
@@ -150,6 +155,11 @@ class Counters(Jsonable):
     recomputed_blocks: tuple[int, ...]
     recomputed_products: int
     loss_scale: float
+    loader_processes: int = 0
+    batches_ahead: int = 0
+    epoch_batches: int = 0
+    workers_survived: bool = False
+    pinned: bool = False
 
     @property
     def counts(self) -> Counters:
@@ -211,6 +221,11 @@ class Measurement(Jsonable):
         environment: what ran: digests of harness, workload and data, versions, threads, allocator
             settings.
         disturbances: what shared the machine during the window; empty when nothing did.
+        data_wait_s: seconds that each timed step waited for its batch.
+        epoch_pause_s: seconds from asking for an epoch's first batch to having it, an epoch before
+            having ended.
+        host_bytes: host memory of the process and its loader workers after the window, each shared
+            page counted once (proportional set size).
     """
 
     step_s: tuple[float, ...]
@@ -228,6 +243,9 @@ class Measurement(Jsonable):
     counters: Counters
     environment: Mapping[str, str | int | None]
     disturbances: tuple[str, ...]
+    data_wait_s: tuple[float, ...] = ()
+    epoch_pause_s: float | None = None
+    host_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,13 +272,17 @@ class Record(Jsonable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration(Jsonable):
-    """The machine's own speed at one moment; None where the machine has no such path."""
+    """The machine's own speed at one moment; None where the machine has no such path.
+
+    Copies to the device start in pinned memory, or in pageable where the name says so.
+    """
 
     measured_at: str
     matmul_dtype: str
     matmul_flops_per_s: float
     memory_bytes_per_s: float
     host_to_device_bytes_per_s: float | None
+    pageable_to_device_bytes_per_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

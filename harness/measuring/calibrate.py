@@ -22,7 +22,7 @@ def calibrate(device_type: str) -> dict[str, Any]:
     """Measure the device in this process, which must be fresh; a `Calibration` as JSON.
 
     The best of 5 each: products of 512 (CPU, float32) or 8192 (CUDA, bfloat16) rows, copies of
-    64 MiB or 1 GiB read and written, copies of 256 MiB from pinned memory.
+    64 MiB or 1 GiB read and written, copies of 256 MiB from pinned and from pageable memory.
     """
     device = torch.device(device_type)
     cuda = device.type == "cuda"
@@ -37,12 +37,13 @@ def calibrate(device_type: str) -> dict[str, Any]:
         matmul_dtype=str(dtype).removeprefix("torch."),
         matmul_flops_per_s=2 * rows**3 / _best_s(lambda: left @ left, device),
         memory_bytes_per_s=2 * source.numel() / _best_s(lambda: target.copy_(source), device),
-        host_to_device_bytes_per_s=_host_to_device(device) if cuda else None,
+        host_to_device_bytes_per_s=_host_to_device(device, True) if cuda else None,
+        pageable_to_device_bytes_per_s=_host_to_device(device, False) if cuda else None,
     ).to_json()
 
 
-def _host_to_device(device: torch.device) -> float:
-    source = torch.empty(2**28, dtype=torch.uint8, pin_memory=True)
+def _host_to_device(device: torch.device, pinned: bool) -> float:
+    source = torch.empty(2**28, dtype=torch.uint8, pin_memory=pinned).fill_(1)
     target = torch.empty(2**28, dtype=torch.uint8, device=device)
     return source.numel() / _best_s(lambda: target.copy_(source, non_blocking=True), device)
 

@@ -13,7 +13,7 @@ from harness.measuring.settings import Settings
 from harness.measuring.worker import measure_case
 from harness.stats import parity_difference, step_s
 from harness.store import now
-from harness.training.techniques import refused, tolerance, unsupported
+from harness.training.techniques import other_mathematics, refused, tolerance, unsupported
 from harness.training.workloads import load
 
 
@@ -42,7 +42,11 @@ def measure(case: Case, settings: Settings, machine: Mapping[str, Any]) -> Recor
             rounds.append(_round(case, order, settings, device_type(machine)))
         except Stopped as stopped:
             return _record(case, stopped.outcome, rounds)
-    return _record(case, _judged(case, rounds), rounds)
+    try:
+        outcome = _judged(case, rounds, settings, device_type(machine))
+    except Stopped as stopped:
+        outcome = stopped.outcome
+    return _record(case, outcome, rounds)
 
 
 def _record(case: Case, outcome: Outcome, rounds: list[Round]) -> Record:
@@ -86,16 +90,31 @@ def _process(case: Case, settings: Settings, device: str) -> Measurement:
     return replace(measurement, overhead_s=ended.wall_s - own_s)
 
 
-def _judged(case: Case, rounds: list[Round]) -> Outcome:
-    """`invalid` where the loss left its tolerance, or counts that must repeat did not."""
-    allowed = tolerance(case.combination)
-    difference = max(parity_difference(one.baseline, one.case) for one in rounds)
-    if allowed is not None and difference > allowed:
-        return Outcome(
-            kind="invalid",
-            reason=f"loss or gradient norm differs from the baseline's by {difference:.1e}, "
-            f"more than the {allowed:.1e} that {case.combination} may",
-        )
+def _judged(case: Case, rounds: list[Round], settings: Settings, device: str) -> Outcome:
+    """`invalid` where the loss left its tolerance, or counts that must repeat did not.
+
+    Where a technique is other mathematics than the baseline (None as its tolerance), the rest is
+    held against one more process with only such techniques; alone, it is reported without judging.
+    """
     if any(one.case.counters.counts != rounds[0].case.counters.counts for one in rounds):
         return Outcome(kind="invalid", reason="its operator counts differed between rounds")
+    workload = load(case.workload)
+    other = other_mathematics(workload, case.combination)
+    if other == case.combination != case.baseline.combination:
+        return Outcome(kind="ok")
+    allowed, against = tolerance(workload, case.combination), "the baseline"
+    references = [one.baseline for one in rounds]
+    if other.techniques:
+        reference = replace(case, combination=other)
+        references, against = [_process(reference, settings, device)] * len(rounds), str(other)
+    difference = max(
+        parity_difference(reference, one.case)
+        for reference, one in zip(references, rounds, strict=True)
+    )
+    if difference > allowed:
+        return Outcome(
+            kind="invalid",
+            reason=f"loss or gradient norm differs from {against}'s by {difference:.1e}, "
+            f"more than the {allowed:.1e} that {case.combination} may",
+        )
     return Outcome(kind="ok")

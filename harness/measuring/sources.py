@@ -1,4 +1,4 @@
-"""Which code is this? The digest and the tree of the harness that a worker runs."""
+"""Which code is this? Digests and trees of the harness and the workload that a worker runs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 
 import harness
+from harness.training.workloads.own import source_of
+from harness.training.workloads.spelling import parameters
 
 # Set by whoever measures a commit: the tree that `harness` must come from.
 PROJECT_TREE = "STEPBENCH_PROJECT_TREE"
@@ -27,12 +29,34 @@ def digest_of_harness() -> str:
     return digest.hexdigest()[:16]
 
 
-def wrong_tree() -> str | None:
-    """Why the harness that was imported is not the one to be measured, or None."""
+def digest_of_workload(spelling: str) -> str | None:
+    """SHA-256 of the file that a workload of the user's own came from; None for one of ours."""
+    source = _own_source(spelling)
+    return hashlib.sha256(source.read_bytes()).hexdigest()[:16] if source else None
+
+
+def wrong_tree(spelling: str) -> str | None:
+    """Why the code that was imported is not the commit's, or None.
+
+    A commit of stepbench itself must bring the harness; one of another project, the workload,
+    while the ruler stays what is installed.
+    """
     wanted = os.environ.get(PROJECT_TREE)
-    if wanted is None or _root().is_relative_to(Path(wanted).resolve()):
+    if wanted is None:
         return None
-    return f"the harness came from {_root()}, not from the commit's tree {wanted}"
+    tree = Path(wanted).resolve()
+    what, came_from = "harness", _root()
+    if not (tree / "harness" / "measuring").is_dir():
+        what, came_from = "workload", _own_source(spelling) or tree
+    if came_from.is_relative_to(tree):
+        return None
+    return f"the {what} came from {came_from}, not from the commit's tree {wanted}"
+
+
+def _own_source(spelling: str) -> Path | None:
+    name = parameters(spelling)[0]
+    source = source_of(name) if ":" in name else None
+    return Path(source).resolve() if source else None
 
 
 def _root() -> Path:

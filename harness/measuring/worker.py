@@ -7,23 +7,25 @@ import os
 import platform
 import time
 import traceback
-from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from harness.core import Case, Counters, Measurement, Memory, Outcome, Peak, Phase, StepbenchError
 from harness.measuring.launch import one_line
 from harness.measuring.probes import counters, memory
+from harness.measuring.probes.loading import epoch_boundary
 from harness.measuring.probes.parity import Parity
 from harness.measuring.probes.surroundings import HostLoad
 from harness.measuring.probes.timing import Window, synchronize, time_steps
 from harness.measuring.settings import Settings
-from harness.measuring.sources import digest_of_harness, wrong_tree
+from harness.measuring.sources import digest_of_harness, digest_of_workload, wrong_tree
 from harness.training.build import build
-from harness.training.step import HostBatch, global_batches, train_step
+from harness.training.data import Batches, HostBatch, data_digest
+from harness.training.step import train_step
 from harness.training.techniques import chosen_techniques
-from harness.training.types import Loop, Site, Workload
+from harness.training.types import Loop, Site, Unsupported, Workload
 from harness.training.workloads import load
 
 PARITY_STEPS = 5
@@ -43,15 +45,17 @@ def measure_case(case_json: dict[str, Any], settings: Settings, device_type: str
     """
     case = Case.from_json(case_json)
     device = torch.device(device_type)
-    if reason := wrong_tree():
+    if reason := wrong_tree(case.workload):
         return {"outcome": Outcome(kind="failed", reason=reason).to_json()}
     if device.type == "cpu":
         torch.set_num_threads(1)
     subject = Subject(case, device)
     try:
         measurement, objection = subject.measure(settings)
-    except StepbenchError as error:
+    except Unsupported as error:
         return {"outcome": Outcome(kind="unsupported", reason=str(error)).to_json()}
+    except StepbenchError as error:
+        return {"outcome": Outcome(kind="failed", reason=str(error)).to_json()}
     except Exception as error:
         return {"outcome": subject.outcome_of(error).to_json()}
     return {"measurement": measurement.to_json(), "objection": objection}
@@ -62,13 +66,14 @@ class Subject:
 
     loop: Loop
     site: Site
-    batches: Iterator[HostBatch]
+    batches: Batches
     workload: Workload
 
     def __init__(self, case: Case, device: torch.device) -> None:
         self.case, self.device = case, device
         self.steps_run = 0
         self.tokens = 0
+        self.waits_s: list[float] = []
         self.phase: Phase = "build"
 
     def measure(self, settings: Settings) -> tuple[Measurement, str | None]:
@@ -81,8 +86,9 @@ class Subject:
         fastest_s = self._warm_up()
         warmup_steps = self.steps_run
         window, disturbances, skipped = self._time(settings, fastest_s)
+        waits_s, host_bytes = tuple(self.waits_s), memory.host_bytes()
         steady_peak, categories = self._steady_memory(probe)
-        counted = self._count()
+        pause_s, counted = self._count()
         measurement = Measurement(
             **dataclasses.asdict(window),
             tokens=self.tokens,
@@ -103,6 +109,9 @@ class Subject:
             counters=counted,
             environment=self._environment(),
             disturbances=disturbances,
+            data_wait_s=waits_s,
+            epoch_pause_s=pause_s,
+            host_bytes=host_bytes,
         )
         proofs = (
             f"{technique.name} was not active: {reason}"
@@ -127,11 +136,14 @@ class Subject:
     def _build(self) -> None:
         self.workload = load(self.case.workload)
         self.loop, self.site = build(self.workload, self.case.combination, self.device)
-        self.batches = global_batches(self.workload)
+        self.batches = Batches(self.workload, self.site.plan)
 
     def _next(self) -> HostBatch:
         self.steps_run += 1
-        return next(self.batches)
+        began = time.perf_counter()
+        host = next(self.batches)
+        self.waits_s.append(time.perf_counter() - began)
+        return host
 
     def _step(self) -> None:
         train_step(self.loop, self._next(), self.site)
@@ -171,6 +183,7 @@ class Subject:
         wanted = int(settings.window_s / fastest_s)
         steps = max(settings.min_steps, min(settings.max_steps, wanted))
         for _ in range(WINDOW_TRIES):
+            self.waits_s.clear()
             scale, load_before = self.loop.loss_scale(), HostLoad.read()
             window = time_steps(self._step, steps, self.device)
             disturbances = load_before.disturbances(HostLoad.read())
@@ -189,17 +202,29 @@ class Subject:
         _, peak = probe.watch(lambda: train_step(loop, self._next(), self.site))
         return peak, categories
 
-    def _count(self) -> Counters:
+    def _count(self) -> tuple[float, Counters]:
+        """Seconds of the pause between epochs, and what one step did."""
         host = self._next()
         self.tokens = self.workload.loss_terms(host[1])
-        blocks = self.workload.blocks(self.loop.model)
-        return counters.count(self.loop, blocks, lambda loop: train_step(loop, host, self.site))
+        boundary = epoch_boundary(self.workload, self.site.plan)
+        counted = counters.count(
+            self.loop,
+            self.workload.blocks(self.loop.model),
+            lambda loop: train_step(loop, host, self.site),
+            loader_processes=boundary.loader_processes,
+            workers_survived=boundary.workers_survived,
+            batches_ahead=self.batches.most_ahead,
+            epoch_batches=self.batches.epoch_batches,
+            pinned=any(leaf.is_pinned() for leaf in tree_leaves(host)),
+        )
+        return boundary.pause_s, counted
 
     def _environment(self) -> dict[str, Any]:
         cuda = self.device.type == "cuda"
         return {
             "stepbench_digest": digest_of_harness(),
-            "data_digest": self.workload.data_digest(),
+            "workload_digest": digest_of_workload(self.case.workload),
+            "data_digest": data_digest(self.workload),
             "device": torch.cuda.get_device_name(self.device) if cuda else "cpu",
             "python": platform.python_version(),
             "torch": torch.__version__,

@@ -36,7 +36,7 @@ def hover(row: Row) -> str:
     else:
         lines = [
             f"step {formats.milliseconds(figures.step_s)} ms",
-            f"{formats.rate(figures.tokens_per_s)} tokens/s",
+            f"{formats.rate(figures.tokens_per_s)} items/s",
             f"speed-up {formats.estimate(figures.speedup)} over {figures.speedup.rounds} rounds",
             f"peak {formats.mebibytes(figures.peak_bytes)} MiB",
             f"of it activations and temporaries {formats.mebibytes(figures.temporary_bytes)} MiB",

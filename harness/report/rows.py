@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from harness import stats
 from harness.core import Case, Measurement, Outcome, Record, Round, Run
@@ -20,7 +21,9 @@ class Figures:
     """What an `ok` case's rounds say; sizes and times are medians over rounds.
 
     `peak_bytes` is the steady step's allocated peak, `temporary_bytes` the part of it that is
-    neither parameters, gradients nor optimizer state.
+    neither parameters, gradients nor optimizer state, `data_wait_share` the part of a step that
+    waited for its batch. A record from before loading was
+    observed has None for its figures.
     """
 
     step_s: float
@@ -30,6 +33,9 @@ class Figures:
     temporary_bytes: float
     loss_difference: float
     tokens_per_s: float
+    data_wait_share: float | None
+    host_bytes: float | None
+    epoch_pause_s: float | None
     disturbances: tuple[str, ...]
 
 
@@ -115,15 +121,22 @@ def _baseline_row(case: Case, records: Sequence[Record]) -> Row:
     return Row(case=case, outcome=Outcome(kind="ok"), figures=figures)
 
 
-def _medians(processes: Sequence[Measurement]) -> dict[str, float]:
+def _medians(processes: Sequence[Measurement]) -> dict[str, Any]:
     def median(read: Callable[[Measurement], float]) -> float:
         return statistics.median(read(process) for process in processes)
+
+    observed = all(process.data_wait_s for process in processes)
 
     return {
         "step_s": median(stats.step_s),
         "peak_bytes": median(lambda process: process.memory.steady_step.allocated_bytes),
         "temporary_bytes": median(lambda process: process.memory.temporary_bytes),
         "tokens_per_s": median(lambda process: process.tokens / stats.step_s(process)),
+        "data_wait_share": median(lambda one: sum(one.data_wait_s) / sum(one.step_s))
+        if observed
+        else None,
+        "host_bytes": median(lambda one: one.host_bytes or 0) if observed else None,
+        "epoch_pause_s": median(lambda one: one.epoch_pause_s or 0.0) if observed else None,
     }
 
 

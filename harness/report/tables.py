@@ -4,35 +4,42 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tabulate import tabulate
 
 from harness import machine
 from harness.report import formats
-from harness.report.rows import Row, Table, tables
+from harness.report.rows import Figures, Row, Table, tables
 from harness.stats import MINIMUM_ROUNDS_FOR_INTERVAL
 from harness.store import RunFile
 
-HEADERS = (
-    "combination",
-    "outcome",
-    "step ms",
-    "speed-up",
-    "peak MiB",
-    "memory",
-    "act+temp MiB",
-    "loss diff",
-    "tokens/s",
-)
-ALIGNMENT = ("left", "left", "right", "left", "right", "right", "right", "right", "right")
+# Header and cell of what an `ok` case shows; the outcome's columns come before.
+COLUMNS: dict[str, Callable[[Figures], str]] = {
+    "step ms": lambda one: formats.milliseconds(one.step_s),
+    "speed-up": lambda one: formats.estimate(one.speedup),
+    "peak MiB": lambda one: formats.mebibytes(one.peak_bytes),
+    "memory": lambda one: formats.ratio(one.memory_ratio.median),
+    "act+temp MiB": lambda one: formats.mebibytes(one.temporary_bytes),
+    "loss diff": lambda one: formats.difference(one.loss_difference),
+    "items/s": lambda one: formats.rate(one.tokens_per_s),
+}
+# Shown where loading matters: a case chose how to load, or waited for its data.
+LOADING_COLUMNS: dict[str, Callable[[Figures], str]] = {
+    "data wait": lambda one: f"{one.data_wait_share or 0:.0%}",
+    "host MiB": lambda one: formats.mebibytes(one.host_bytes or 0),
+    "epoch pause ms": lambda one: formats.milliseconds(one.epoch_pause_s or 0),
+}
+WAITING_SHARE = 0.05
+LEFT = ("combination", "outcome", "speed-up")
 
 LEGEND = (
     "speed-up: baseline step time / the case's, median over paired rounds [95% interval], above 1 "
     "is faster; memory: peak of a steady step / the baseline's, below 1 needs less.",
     "act+temp: activations and temporaries, a part of the peak; loss diff: largest relative "
-    "difference of loss or gradient norm from the baseline, 0 is bit-equal; 1 MiB = 2^20 bytes.",
+    "difference of loss or gradient norm from the baseline, 0 is bit-equal; items: tokens or images, "
+    "what the loss is a mean over; 1 MiB = 2^20 bytes.",
 )
 
 
@@ -80,8 +87,11 @@ def caption(table: Table) -> tuple[str, str]:
 def grid(table: Table, style: str, clean: Callable[[str], str]) -> tuple[str, list[str]]:
     """The table in one of tabulate's styles, and the cleaned notes its outcomes refer to."""
     notes: dict[str, int] = {}
-    cells = [_cells(row, notes, clean) for row in table.rows]
-    text = tabulate(cells, HEADERS, style, colalign=ALIGNMENT, disable_numparse=True)
+    columns = COLUMNS | (LOADING_COLUMNS if _loading_matters(table) else {})
+    cells = [_cells(row, columns, notes, clean) for row in table.rows]
+    headers = ["combination", "outcome", *columns]
+    sides = ["left" if header in LEFT else "right" for header in headers]
+    text = tabulate(cells, headers, style, colalign=sides, disable_numparse=True)
     return text, [f"[{number}] {clean(note)}" for note, number in notes.items()]
 
 
@@ -97,7 +107,20 @@ def _markdown(table: Table) -> str:
     return f"**{workload}**  \n{how}\n\n{text}\n\n{below}"
 
 
-def _cells(row: Row, notes: dict[str, int], clean: Callable[[str], str]) -> list[str]:
+def _loading_matters(table: Table) -> bool:
+    waits = {row.name: row.figures.data_wait_share for row in table.rows if row.figures}
+    chosen = any("workers" in row.case.combination.techniques for row in table.rows)
+    return None not in waits.values() and (
+        chosen or any(wait > WAITING_SHARE for wait in waits.values() if wait is not None)
+    )
+
+
+def _cells(
+    row: Row,
+    columns: Mapping[str, Callable[[Figures], str]],
+    notes: dict[str, int],
+    clean: Callable[[str], str],
+) -> list[str]:
     """One row as text; the reason behind its outcome goes into `notes`, once."""
     figures = row.figures
     phase, note = row.outcome.phase, row.outcome.reason
@@ -105,19 +128,8 @@ def _cells(row: Row, notes: dict[str, int], clean: Callable[[str], str]) -> list
     if figures and figures.disturbances:
         outcome, note = "ok, disturbed", "disturbed: " + "; ".join(figures.disturbances)
     mark = f" [{notes.setdefault(note, len(notes) + 1)}]" if note else ""
-    names = [clean(row.name), clean(outcome) + mark]
-    if figures is None:
-        return names + [""] * (len(HEADERS) - len(names))
-    return [
-        *names,
-        formats.milliseconds(figures.step_s),
-        formats.estimate(figures.speedup),
-        formats.mebibytes(figures.peak_bytes),
-        formats.ratio(figures.memory_ratio.median),
-        formats.mebibytes(figures.temporary_bytes),
-        formats.difference(figures.loss_difference),
-        formats.rate(figures.tokens_per_s),
-    ]
+    shown = [show(figures) if figures else "" for show in columns.values()]
+    return [clean(row.name), clean(outcome) + mark, *shown]
 
 
 def _json_row(row: Row) -> dict[str, Any]:

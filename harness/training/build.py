@@ -14,7 +14,8 @@ def build(workload: Workload, combination: Combination, device: torch.device) ->
     """The loop and the site it stands on; seeds torch's generators from the workload.
 
     Raises:
-        StepbenchError: a technique cannot apply to this workload.
+        Unsupported: a technique cannot apply to this model.
+        StepbenchError: the workload is no whole one.
     """
     techniques = chosen_techniques(combination)
     plan = Plan()

@@ -1,42 +1,18 @@
-"""One optimizer step over the global batch: where its data come from, and the loop itself."""
+"""One optimizer step over the global batch: its micro-batches, and the loop itself."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from itertools import count
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils._pytree import tree_leaves, tree_map
 
 from harness.core import StepbenchError
-from harness.training.types import Batch, Loop, Site, Workload
-
-HostBatch: TypeAlias = tuple[Any, Any]
-
-
-def global_batches(workload: Workload) -> Iterator[HostBatch]:
-    """Global batches on the host, for ever; order is a function of (seed, epoch) only."""
-    dataset = workload.dataset()
-    size = len(dataset)  # type: ignore[arg-type]
-    if size < workload.global_batch:
-        raise StepbenchError(
-            f"{workload.name}: the data hold {size} samples, fewer than a global batch of "
-            f"{workload.global_batch}; lower batch="
-        )
-    # torch's own sampler that knows epochs; one replica is the whole data.
-    sampler: DistributedSampler[Any] = DistributedSampler(
-        dataset, num_replicas=1, rank=0, seed=workload.seed, drop_last=True
-    )
-    loader: DataLoader[Any] = DataLoader(
-        dataset, batch_size=workload.global_batch, sampler=sampler, drop_last=True
-    )
-    for epoch in count():
-        sampler.set_epoch(epoch)
-        yield from loader
+from harness.training.data import HostBatch
+from harness.training.types import Batch, Loop, Site
 
 
 def micro_batches(host: HostBatch, site: Site) -> Iterator[tuple[Batch, bool]]:
@@ -46,20 +22,32 @@ def micro_batches(host: HostBatch, site: Site) -> Iterator[tuple[Batch, bool]]:
     """
     parts, total = _split(host, site), site.workload.loss_terms(host[1])
     for index, (inputs, targets) in enumerate(parts):
-        move = lambda tensor: tensor.to(site.device, non_blocking=True)  # noqa: E731
         yield (
             Batch(
-                inputs=tree_map(move, inputs),
-                targets=tree_map(move, targets),
+                inputs=_on_device(inputs, site),
+                targets=_on_device(targets, site),
                 share=site.workload.loss_terms(targets) / total,
             ),
             index == len(parts) - 1,
         )
 
 
+def _on_device(part: Any, site: Site) -> Any:
+    return tree_map(lambda tensor: tensor.to(site.device, non_blocking=True), part)
+
+
 def _split(host: HostBatch, site: Site) -> list[HostBatch]:
     size, rest = divmod(site.workload.global_batch, site.plan.micro_batches)
     assert rest == 0, "accumulation refuses what does not divide"
+    for leaf in tree_leaves(host):
+        if not isinstance(leaf, Tensor) or leaf.shape[:1] != (site.workload.global_batch,):
+            shape = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
+            raise StepbenchError(
+                f"{site.workload.name}: a batch must hold tensors whose first dimension is the "
+                f"global batch of {site.workload.global_batch}, not {shape}; see collate="
+            )
+    if site.plan.micro_batches == 1:
+        return [host]
     return [
         tree_map(lambda tensor, at=index * size: tensor[at : at + size], host)
         for index in range(site.plan.micro_batches)
@@ -73,7 +61,8 @@ def plain_loop(model: nn.Module, optimizer: torch.optim.Optimizer, site: Site) -
 
     def forward(batch: Batch) -> Tensor:
         with torch.autocast(device, dtype=plan.autocast, enabled=plan.autocast is not None):
-            loss = workload.loss(model(batch.inputs), batch.targets)
+            output = workload.call(model, batch.inputs)
+            loss = output if workload.loss is None else workload.loss(output, batch.targets)
         return loss * batch.share
 
     def backward(loss: Tensor) -> None:

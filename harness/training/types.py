@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import Dataset, default_collate
 
-from harness.core import Case, Counters
+from harness.core import Case, Combination, Counters
 
 MakeOptimizer = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
 
@@ -30,12 +31,22 @@ class Plan:
         autocast: type that autocast computes in; None turns autocast off.
         scale_loss: scale the loss with `torch.amp.GradScaler`.
         max_grad_norm: clip the unscaled gradient norm to this; None does not clip.
+        loader: arguments of torch's DataLoader that differ from its defaults.
     """
 
     micro_batches: int = 1
     autocast: torch.dtype | None = None
     scale_loss: bool = False
     max_grad_norm: float | None = None
+    loader: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _adamw(parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=3e-4, fused=True)
+
+
+def _first_dimension(targets: Any) -> int:
+    return len(tree_leaves(targets)[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,28 +54,39 @@ class Workload:
     """A model, its data, its loss and a fixed global batch: constructors, not instances.
 
     Attributes:
-        name: canonical spelling, parameters that differ from the default included.
         model: draws a new model on the CPU from torch's global generator.
-        dataset: a map-style dataset of (inputs, targets), a function of the index only.
-        loss: (output, targets) -> scalar mean over the loss terms.
-        loss_terms: how many terms that mean is over (tokens, images), from the targets.
-        optimizer: the baseline optimizer's constructor.
+        dataset: a map-style dataset; a sample is (inputs, targets), or one thing that is both. It
+            must be a function of the index only, or of `epoch` too, an attribute set before each
+            epoch if the dataset has it.
+        loss: (output, targets) -> scalar mean over the loss terms; None: the output is that.
         global_batch: samples in one optimizer step.
+        call: how the model is given inputs; `lambda model, batch: model(**batch)` for a dictionary.
+        loss_terms: how many terms the mean is over (tokens, images), from the targets; the length
+            of the batch unless said otherwise. Micro-batches are weighed by it.
         blocks: the model's repeated blocks, in forward order; empty if it has none.
+        optimizer: the baseline optimizer's constructor.
+        collate: makes a batch of samples; torch's own unless said otherwise.
+        batch_statistics: whether a sample's output depends on its batch (BatchNorm): then
+            micro-batches are other mathematics than the full batch.
         seed: of weights, data order and dropout.
-        data_digest: identifies the data; a key of comparison.
+        name: canonical spelling, parameters that differ from the default included; filled in for
+            a workload of your own.
+        data_digest: identifies the data, a key of comparison; None: made from the first samples.
     """
 
-    name: str
     model: Callable[[], nn.Module]
     dataset: Callable[[], Dataset[Any]]
-    loss: Callable[[Any, Any], Tensor]
-    loss_terms: Callable[[Any], int]
-    optimizer: MakeOptimizer
+    loss: Callable[[Any, Any], Tensor] | None
     global_batch: int
-    blocks: Callable[[nn.Module], list[nn.Module]]
-    seed: int
-    data_digest: Callable[[], str]
+    call: Callable[[nn.Module, Any], Any] = lambda model, inputs: model(inputs)
+    loss_terms: Callable[[Any], int] = _first_dimension
+    blocks: Callable[[nn.Module], list[nn.Module]] = lambda model: []
+    optimizer: MakeOptimizer = _adamw
+    collate: Callable[[list[Any]], Any] = default_collate
+    batch_statistics: bool = False
+    seed: int = 0
+    name: str = ""
+    data_digest: Callable[[], str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,11 +129,15 @@ class Loop:
     around: tuple[Callable[[bool], AbstractContextManager[Any]], ...] = ()
 
 
+class Unsupported(Exception):
+    """A technique found, while building, that it cannot apply to this model; one line why."""
+
+
 def _runs_anywhere(case: Case, machine: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _fits_any(workload: Workload) -> str | None:
+def _fits_any(workload: Workload, combination: Combination) -> str | None:
     return None
 
 
@@ -123,8 +149,8 @@ class Technique:
         about: one line for `stepbench list`.
         proof: why the technique was *not* active, from what was observed; None if it was.
         unsupported: why this machine cannot run it; decided before anything starts.
-        refuses: why this workload cannot be trained so: a mistake where a person named both,
-            `unsupported` inside a product.
+        refuses: why this workload cannot be trained so, or what else must be chosen with it: a
+            mistake where a person named it, `unsupported` inside a product.
         tolerance: largest relative difference of loss and gradient norm from the baseline that is
             still the same mathematics; None: other mathematics, reported without judging.
     """
@@ -137,8 +163,8 @@ class Technique:
     optimizer: Callable[[MakeOptimizer, Site], MakeOptimizer] = lambda make, site: make
     loop: Callable[[Loop, Site], Loop] = lambda loop, site: loop
     unsupported: Callable[[Case, Mapping[str, Any]], str | None] = _runs_anywhere
-    refuses: Callable[[Workload], str | None] = _fits_any
-    tolerance: float | None = 0.0
+    refuses: Callable[[Workload, Combination], str | None] = _fits_any
+    tolerance: Callable[[Workload], float | None] = lambda workload: 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

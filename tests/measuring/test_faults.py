@@ -108,6 +108,7 @@ def test_out_of_memory_is_an_outcome_with_its_phase(monkeypatch, machine, worklo
 
 
 def test_a_wrong_tree_is_refused(monkeypatch, machine, tmp_path):
+    (tmp_path / "harness" / "measuring").mkdir(parents=True)
     monkeypatch.setenv("STEPBENCH_PROJECT_TREE", str(tmp_path))
     outcome = measure(Case(workload="gpt-tiny"), ONE_STEP, machine).outcome
     assert outcome.kind == "failed"

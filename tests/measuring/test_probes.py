@@ -1,6 +1,9 @@
 """The probes alone, and their CUDA side against a stand-in for the device."""
 
 import os
+import subprocess
+import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -141,19 +144,29 @@ def test_disturbances_by_hand(later, told):
     assert load().disturbances(later) == told
 
 
+def busy():
+    return subprocess.Popen([sys.executable, "-c", "while True: pass"])
+
+
 def test_a_busy_neighbour_is_noticed():
-    def work():
+    def watch():
         before = HostLoad.read()
-        neighbours = [os.fork() for _ in range(2)]
-        if 0 in neighbours:
-            while True:
-                pass
-        import time
-
         time.sleep(1.0)
-        told = before.disturbances(HostLoad.read())
-        for pid in neighbours:
-            os.kill(pid, 9)
-        return told
+        return before.disturbances(HostLoad.read())
 
-    assert "other processes kept processors busy" in in_child(work, deadline_s=60).answer
+    neighbour = busy()
+    try:
+        told = in_child(watch, deadline_s=60).answer
+    finally:
+        neighbour.kill()
+    assert "other processes kept processors busy" in told
+
+
+def test_what_a_loader_worker_uses_is_our_own():
+    def watch():
+        before = HostLoad.read()
+        busy()
+        time.sleep(1.0)
+        return HostLoad.read().own_s - before.own_s
+
+    assert in_child(watch, deadline_s=60).answer > 0.3

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -125,7 +126,7 @@ def test_nothing_from_a_record_breaks_a_markdown_table():
     )
     text = tables.markdown(file)
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.replace(r"\|", "").count("|") for line in rows} == {len(tables.HEADERS) + 1}
+    assert {line.replace(r"\|", "").count("|") for line in rows} == {len(tables.COLUMNS) + 3}
     assert r"x\|y\<b\>" in text
     assert r"[1] a\|b \<img src=x\> \`c\` \*d\*" in text
 
@@ -151,6 +152,9 @@ def test_json_has_base_units_and_null_where_there_is_no_finite_number():
         "temporary_bytes": 45 * MIB,
         "loss_difference": pytest.approx(0.001),
         "tokens_per_s": 20000.0,
+        "data_wait_share": None,
+        "host_bytes": None,
+        "epoch_pause_s": None,
         "disturbances": [],
     }
     assert fp16["figures"]["loss_difference"] is None
@@ -178,3 +182,19 @@ def test_json_has_base_units_and_null_where_there_is_no_finite_number():
 )  # fmt: skip
 def test_formats(shown, expected):
     assert shown == expected
+
+
+def test_loading_is_shown_where_it_matters_only():
+    def waiting(share):
+        loaded = measurement([0.1, 0.1])
+        return replace(
+            loaded, data_wait_s=(share * 0.1,) * 2, host_bytes=200 * MIB, epoch_pause_s=0.025
+        )
+
+    quick, slow = waiting(0.01), waiting(0.4)
+    assert "data wait" not in tables.terminal(run_file([record(case("bf16"), [(quick, quick)])]))
+    text = tables.terminal(run_file([record(case("bf16"), [(slow, quick)])]))
+    [header] = [line for line in text.splitlines() if line.startswith("combination")]
+    assert header.split("  ")[-1].strip() == "epoch pause ms"
+    [row] = [line for line in text.splitlines() if line.startswith("bf16")]
+    assert row.split()[-3:] == ["40%", "200", "25.0"]

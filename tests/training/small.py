@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from harness.training.build import build
-from harness.training.step import global_batches, train_step
+from harness.training.data import Batches
+from harness.training.step import train_step
 from harness.training.techniques import parse
-from harness.training.types import Loop, Workload
+from harness.training.types import Loop, Plan, Workload
 from harness.training.workloads import load
 
 CPU = torch.device("cpu")
@@ -40,7 +41,7 @@ def trained(
             gradients.extend(gradients_of(loop.model))
         update()
 
-    batches = global_batches(workload)
+    batches = Batches(workload, Plan())
     for _ in range(steps):
         train_step(replace(loop, update=noted), next(batches), site)
     return [p.detach().clone() for p in loop.model.parameters()], gradients
@@ -53,13 +54,13 @@ def by_hand(
     torch.manual_seed(workload.seed)
     model = workload.model()
     optimizer = workload.optimizer(model.parameters())
-    gradients, losses, batches = [], [], global_batches(workload)
+    gradients, losses, batches = [], [], Batches(workload, Plan())
     for _ in range(steps):
         inputs, targets = next(batches)
         loss = workload.loss(model(inputs), targets)
         loss.backward()
         gradients = gradients or gradients_of(model)
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         optimizer.step()
         optimizer.zero_grad()
     return [p.detach().clone() for p in model.parameters()], gradients, losses

@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from harness.training import step as step_module
 from harness.training.build import build
-from harness.training.step import global_batches, micro_batches, plain_loop, train_step
+from harness.training.data import Batches
+from harness.training.step import micro_batches, plain_loop, train_step
 from harness.training.techniques import parse
 from harness.training.types import Plan, Site
 from harness.training.workloads import load
@@ -40,7 +41,7 @@ def test_unequal_micro_batches_weigh_by_their_terms():
         replace(tiny(), loss=ragged_loss, loss_terms=lambda targets: int((targets >= 0).sum())),
         torch.float64,
     )
-    inputs, targets = next(global_batches(workload))
+    inputs, targets = next(Batches(workload, Plan()))
     targets[0, 3:] = targets[1, 9:] = targets[6, 1:] = -1  # micro-batches of unequal terms
     loop, site = build(workload, parse("accum4"), CPU)
     shares = [batch.share for batch, _ in micro_batches((inputs, targets), site)]
@@ -102,7 +103,7 @@ def test_the_baseline_is_the_loop_by_hand_to_the_bit():
 
 def test_the_scaler_skips_on_inf_and_halves():
     loop, site = build(tiny(), parse("fp16"), CPU)
-    batches = global_batches(tiny())
+    batches = Batches(tiny(), Plan())
     before = [p.detach().clone() for p in loop.model.parameters()]
     forward = loop.forward
     infinite = replace(loop, forward=lambda batch: forward(batch) * math.inf)
@@ -139,7 +140,7 @@ def test_clipping_comes_after_unscaling():
         # SGD at rate 1: the update is the clipped gradient itself.
         loop = plain_loop(model, torch.optim.SGD(model.parameters(), lr=1.0), site)
         before = [p.detach().clone() for p in model.parameters()]
-        train_step(loop, next(global_batches(workload)), site)
+        train_step(loop, next(Batches(workload, Plan())), site)
         return [a - b for a, b in zip(before, model.parameters(), strict=True)]
 
     plain, scaled = clipped(), clipped(scale_loss=True)
@@ -149,14 +150,14 @@ def test_clipping_comes_after_unscaling():
 
 def test_data_are_a_function_of_seed_and_epoch():
     workload = load("gpt-tiny@batch=4096")  # seven batches an epoch
-    batches = global_batches(workload)
+    batches = Batches(workload, Plan())
     first = [next(batches)[0] for _ in range(14)]
-    again = global_batches(workload)
+    again = Batches(workload, Plan())
     assert all(torch.equal(one, next(again)[0]) for one in first)
     epoch = len(workload.dataset()) // 4096
     assert epoch == 7
     assert not torch.equal(first[0], first[epoch])
-    other = next(global_batches(load("gpt-tiny@batch=4096,seed=1")))[0]
+    other = next(Batches(load("gpt-tiny@batch=4096,seed=1"), Plan()))[0]
     assert not torch.equal(first[0], other)
 
 

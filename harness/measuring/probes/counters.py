@@ -27,8 +27,13 @@ from harness.training.types import Batch, Loop
 CHECKED_ROWS = 128
 
 
-def count(loop: Loop, blocks: list[nn.Module], step: Callable[[Loop], None]) -> Counters:
-    """Run `step` on the loop with everything watched, and say what happened."""
+def count(
+    loop: Loop, blocks: list[nn.Module], step: Callable[[Loop], None], **loading: Any
+) -> Counters:
+    """Run `step` on the loop with everything watched, and say what happened.
+
+    `loading` is what was observed of the loader: the fields of Counters that this cannot see.
+    """
     operators = _Operators()
     recomputed = _Recomputed()
     calls: Counter[str] = Counter()
@@ -63,6 +68,7 @@ def count(loop: Loop, blocks: list[nn.Module], step: Callable[[Loop], None]) -> 
         recomputed_blocks=tuple(recomputed.blocks),
         recomputed_products=operators.recomputed_products,
         loss_scale=max(scales, default=0.0),
+        **loading,
     )
 
 

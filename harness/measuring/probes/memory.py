@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -107,6 +108,16 @@ def categories(loop: Loop) -> dict[str, int]:
         "gradient_bytes": distinct_bytes(p.grad for p in parameters if p.grad is not None),
         "optimizer_bytes": distinct_bytes(value for value in state if isinstance(value, Tensor)),
     }
+
+
+def host_bytes() -> int:
+    """Host memory of this process and its children, shared pages split among who shares them."""
+    this = psutil.Process()
+    total = 0
+    for process in (this, *this.children(recursive=True)):
+        with suppress(psutil.Error):
+            total += process.memory_full_info().pss
+    return total
 
 
 def _every(events: Iterable[Any]) -> Iterator[Any]:

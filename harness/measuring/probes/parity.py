@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from harness.training.step import HostBatch, train_step
+from harness.training.data import HostBatch
+from harness.training.step import train_step
 from harness.training.types import Batch, Loop, Site
 
 # A scaler that starts at 2^16 has nothing left to halve after so many.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import psutil
@@ -23,9 +24,8 @@ class HostLoad:
 
     @classmethod
     def read(cls) -> HostLoad:
-        """Now. `own_s` is this process and its finished children."""
+        """Now. `own_s` is this process and its children, loader workers among them."""
         host = psutil.cpu_times()
-        own = psutil.Process().cpu_times()
         idle = host.idle + getattr(host, "iowait", 0.0)
         stolen = getattr(host, "steal", 0.0)
         # guest time is contained in user time already
@@ -34,7 +34,7 @@ class HostLoad:
             at_s=time.monotonic(),
             busy_s=sum(host) - idle - stolen - guest,
             stolen_s=stolen,
-            own_s=own.user + own.system + own.children_user + own.children_system,
+            own_s=_own_s(),
         )
 
     def disturbances(self, later: HostLoad) -> tuple[str, ...]:
@@ -48,3 +48,13 @@ class HostLoad:
         if foreign > FOREIGN_CORES:
             told.append("other processes kept processors busy")
         return tuple(told)
+
+
+def _own_s() -> float:
+    this = psutil.Process()
+    total_s = 0.0
+    for process in (this, *this.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            # User and system time of itself and of the children it has waited for.
+            total_s += sum(process.cpu_times()[:4])
+    return total_s

@@ -1,7 +1,8 @@
 """The catalogue: every axis, in the order in which techniques compose.
 
 The order stands here once. Checkpointing edits the blocks before anything moves or shards them;
-precision decides what runs inside a micro-batch; accumulation decides how many there are.
+precision decides what runs inside a micro-batch; accumulation decides how many there are; how data
+are loaded touches none of them and comes last.
 """
 
 from __future__ import annotations
@@ -13,13 +14,30 @@ from typing import Any
 from harness.core import Case, Combination, StepbenchError
 from harness.training.techniques.accumulation import ACCUMULATION
 from harness.training.techniques.checkpointing import CHECKPOINTING
+from harness.training.techniques.loading import PERSISTENCE, PINNING, PREFETCH, WORKERS
 from harness.training.techniques.precision import PRECISION
 from harness.training.types import Axis, Technique, Workload
 
-AXES: tuple[Axis, ...] = (CHECKPOINTING, PRECISION, ACCUMULATION)
+AXES: tuple[Axis, ...] = (
+    CHECKPOINTING,
+    PRECISION,
+    ACCUMULATION,
+    WORKERS,
+    PINNING,
+    PREFETCH,
+    PERSISTENCE,
+)
 
 # How a combination is spelled, `bf16+accum4+ckpt2`: not the order in which it is composed.
-SPELLING_ORDER: tuple[Axis, ...] = (PRECISION, ACCUMULATION, CHECKPOINTING)
+SPELLING_ORDER: tuple[Axis, ...] = (
+    PRECISION,
+    ACCUMULATION,
+    CHECKPOINTING,
+    WORKERS,
+    PINNING,
+    PREFETCH,
+    PERSISTENCE,
+)
 
 
 def find(name: str) -> tuple[Axis, Technique]:
@@ -93,11 +111,22 @@ def unsupported(case: Case, machine: Mapping[str, Any]) -> str | None:
 
 def refused(workload: Workload, combination: Combination) -> str | None:
     """Why this workload cannot be trained under the combination, on any machine; or None."""
-    reasons = (technique.refuses(workload) for technique in chosen_techniques(combination))
+    reasons = (
+        technique.refuses(workload, combination) for technique in chosen_techniques(combination)
+    )
     return next(filter(None, reasons), None)
 
 
-def tolerance(combination: Combination) -> float | None:
-    """Allowed relative difference from the baseline: the techniques' sum; None: not judged."""
-    parts = [technique.tolerance for technique in chosen_techniques(combination)]
-    return None if None in parts else sum(part for part in parts if part is not None)
+def tolerance(workload: Workload, combination: Combination) -> float:
+    """Allowed relative difference from the reference: the sum of the techniques that have one."""
+    parts = (technique.tolerance(workload) for technique in chosen_techniques(combination))
+    return sum(part for part in parts if part is not None)
+
+
+def other_mathematics(workload: Workload, combination: Combination) -> Combination:
+    """The techniques of a combination that are other mathematics than the baseline, alone."""
+    return combine(
+        technique.name
+        for technique in chosen_techniques(combination)
+        if technique.tolerance(workload) is None
+    )

@@ -19,9 +19,9 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from harness.core import Counters, StepbenchError
+from harness.core import Counters
 from harness.training.products import is_product
-from harness.training.types import Axis, Plan, Site, Technique
+from harness.training.types import Axis, Plan, Site, Technique, Unsupported
 
 
 def _replace_forward(block: nn.Module, forward: Callable[..., Any]) -> None:
@@ -51,8 +51,12 @@ def _checkpointed(
 ) -> Callable[[nn.Module, Site], nn.Module]:
     def edit(model: nn.Module, site: Site) -> nn.Module:
         blocks = site.workload.blocks(model)
+        if not blocks:
+            raise Unsupported(
+                f"{site.workload.name} names no repeated blocks; tell them by Workload(blocks=…)"
+            )
         if not segments(len(blocks)):
-            raise StepbenchError(
+            raise Unsupported(
                 f"{site.workload.name} has {len(blocks)} repeated blocks: too few to checkpoint so"
             )
         for segment in segments(len(blocks)):

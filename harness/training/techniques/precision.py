@@ -85,7 +85,7 @@ PRECISION = Axis(
             model=_float32_products(tf32=True),
             proof=_proof_tf32,
             unsupported=_needs_tf32_cores,
-            tolerance=1e-2,
+            tolerance=lambda workload: 1e-2,
         ),
         Technique(
             name="fp16",
@@ -93,7 +93,7 @@ PRECISION = Axis(
             plan=lambda plan: replace(plan, autocast=torch.float16, scale_loss=True),
             model=_float32_products(tf32=False),
             proof=_proof_16_bit("float16", scaled=True),
-            tolerance=2e-2,
+            tolerance=lambda workload: 2e-2,
         ),
         Technique(
             name="bf16",
@@ -102,7 +102,7 @@ PRECISION = Axis(
             model=_float32_products(tf32=False),
             proof=_proof_16_bit("bfloat16", scaled=False),
             unsupported=_needs_bf16,
-            tolerance=5e-2,
+            tolerance=lambda workload: 5e-2,
         ),
     ),
 )

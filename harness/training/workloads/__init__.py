@@ -1,4 +1,4 @@
-"""Workloads by name, spelled `gpt-1m` or `gpt-1m@seq=128,batch=4`."""
+"""Workloads by name: `gpt-1m`, `cnn-small@norm=group`, or your own as `module:attribute`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from typing import Any
 from harness.core import StepbenchError
 from harness.machine import device_type
 from harness.training.types import Workload
-from harness.training.workloads import gpt
+from harness.training.workloads import gpt, own, photos
+from harness.training.workloads.spelling import configured, parameters
 
-SPELLING = "gpt-1m@" + ",".join(f"{option}=…" for option in gpt.OPTIONS)
+SPELLING = (
+    f"gpt-1m@{','.join(f'{one}=…' for one in gpt.OPTIONS)}, "
+    f"cnn-small@{','.join(f'{one}=…' for one in photos.OPTIONS)}"
+)
 
 
 def names() -> list[str]:
     """Every workload's name."""
-    return list(gpt.SHAPES)
+    return [*gpt.SHAPES, *photos.SHAPES]
 
 
 def default(machine: Mapping[str, Any]) -> str:
@@ -27,26 +31,22 @@ def load(text: str) -> Workload:
     """The workload of that spelling; its `name` is the canonical one.
 
     Raises:
-        StepbenchError: an unknown name or parameter, or a value out of range.
+        StepbenchError: an unknown name or parameter, a value out of range, or a module that does
+            not import.
     """
-    name, _, options = text.partition("@")
-    if name not in gpt.SHAPES:
-        raise StepbenchError(
-            f"{name!r} is not a workload; there are {', '.join(names())} (`stepbench list`)"
-        )
-    return gpt.workload(name, _parsed(text, options))
+    name, options = parameters(text)
+    if ":" in name:
+        return own.load(name, options, text)
+    if name in gpt.SHAPES:
+        return gpt.workload(*configured(name, gpt.SHAPES[name], options, gpt.OPTIONS))
+    if name in photos.SHAPES:
+        return photos.workload(*configured(name, photos.SHAPES[name], options, photos.OPTIONS))
+    raise StepbenchError(
+        f"{name!r} is not a workload; there are {', '.join(names())} (`stepbench list`), "
+        "and your own as module:attribute"
+    )
 
 
 def canonical(text: str) -> str:
     """The spelling that equal workloads share."""
     return load(text).name
-
-
-def _parsed(text: str, options: str) -> dict[str, str]:
-    parsed: dict[str, str] = {}
-    for option in filter(None, options.split(",")):
-        key, equals, value = option.partition("=")
-        if not equals or not value or key in parsed:
-            raise StepbenchError(f"{text!r}: {option!r} must be key=value, each key once")
-        parsed[key] = value
-    return parsed

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from harness.core import StepbenchError
 from harness.training.types import Workload
+from harness.training.workloads.spelling import require
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +34,13 @@ class Shape:
     dropout: float = 0.0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        right = self.seq >= 1 and self.batch >= 1 and 0 <= self.dropout < 1 and self.seed >= 0
+        rule = "seq and batch must be at least 1, dropout in [0, 1), seed at least 0"
+        require(right, self, OPTIONS, rule)
 
+
+OPTIONS = ("seq", "batch", "dropout", "seed")
 SHAPES = {
     "gpt-tiny": Shape(layers=2, width=32, heads=2, vocabulary=256, seq=16, batch=8),
     "gpt-1m": Shape(layers=6, width=128, heads=4, vocabulary=256, seq=48, batch=8),
@@ -45,7 +50,6 @@ SHAPES = {
     "gpt-774m": Shape(layers=36, width=1280, heads=20),
     "gpt-1.5b": Shape(layers=24, width=2304, heads=18),
 }
-OPTIONS = ("seq", "batch", "dropout", "seed")
 
 
 class Block(nn.Module):
@@ -135,16 +139,10 @@ def _loss(logits: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def workload(name: str, options: dict[str, str]) -> Workload:
-    """The named shape with some of its OPTIONS set; StepbenchError for one it cannot take."""
-    shape = _configured(name, options)
-    changed = [
-        f"{key}={getattr(shape, key)}"
-        for key in OPTIONS
-        if getattr(shape, key) != getattr(SHAPES[name], key)
-    ]
+def workload(shape: Shape, name: str) -> Workload:
+    """The workload of a shape, under its canonical name."""
     return Workload(
-        name="@".join(filter(None, (name, ",".join(changed)))),
+        name=name,
         model=partial(GPT, shape),
         dataset=lambda: TextWindows(_text(), shape.seq),
         loss=_loss,
@@ -157,22 +155,3 @@ def workload(name: str, options: dict[str, str]) -> Workload:
         seed=shape.seed,
         data_digest=_digest,
     )
-
-
-def _configured(name: str, options: dict[str, str]) -> Shape:
-    kinds: dict[str, Any] = {field.name: field.type for field in fields(Shape)}
-    shape = SHAPES[name]
-    for key, value in options.items():
-        if key not in OPTIONS:
-            raise StepbenchError(f"{name} has no parameter {key!r}; it has {', '.join(OPTIONS)}")
-        try:
-            number: Any = float(value) if kinds[key] == "float" else int(value)
-        except ValueError:
-            raise StepbenchError(f"{name}: {key}={value} is not a number") from None
-        shape = replace(shape, **{key: number})
-    if shape.seq < 1 or shape.batch < 1 or not 0 <= shape.dropout < 1 or shape.seed < 0:
-        raise StepbenchError(
-            f"{name}: seq and batch must be at least 1, dropout in [0, 1), seed at least 0; got "
-            + ", ".join(f"{key}={getattr(shape, key)}" for key in OPTIONS)
-        )
-    return shape

@@ -1,0 +1,50 @@
+"""What happens where one epoch ends and the next begins, seen on a loader of few batches."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+
+from harness.training.data import Batches
+from harness.training.types import Plan, Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Boundary:
+    """`pause_s` is from asking for the second epoch's first batch to having it."""
+
+    pause_s: float
+    loader_processes: int
+    workers_survived: bool
+
+
+def epoch_boundary(workload: Workload, plan: Plan) -> Boundary:
+    """Load two short epochs under a plan's loader; nothing is trained.
+
+    An epoch has a batch for every worker, so that each of them shows itself.
+    """
+    batches = Batches(
+        workload, plan, batches_an_epoch=max(2, int(plan.loader.get("num_workers", 0)))
+    )
+    first = _loaders(batches)
+    began = time.perf_counter()
+    next(batches)
+    pause_s = time.perf_counter() - began
+    second = {batches.loaded_by} | _loaders(batches, already=1)
+    first.discard(os.getpid())
+    second.discard(os.getpid())
+    return Boundary(
+        pause_s=pause_s,
+        loader_processes=len(first),
+        workers_survived=bool(first) and first == second,
+    )
+
+
+def _loaders(batches: Batches, already: int = 0) -> set[int]:
+    """Read on to the end of the epoch; the processes that loaded it."""
+    seen = set()
+    for _ in range(batches.epoch_batches - already):
+        next(batches)
+        seen.add(batches.loaded_by)
+    return seen

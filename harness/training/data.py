@@ -1,0 +1,153 @@
+"""Global batches: what the loader yields, and what can be observed of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    Subset,
+)
+
+from harness.core import StepbenchError
+from harness.training.types import Plan, Workload
+
+HostBatch = tuple[Any, Any]
+# Samples whose bytes stand for the data of a workload that names no digest.
+DIGESTED_SAMPLES = 8
+
+
+class Batches:
+    """Global batches on the host, for ever: an iterator of (inputs, targets).
+
+    Their order is a function of (seed, epoch) only, never of who loads them.
+
+    Attributes:
+        epoch: number of the epoch that the last batch came from.
+        drawn: batches whose samples were handed out to be loaded.
+        received: batches that arrived.
+        most_ahead: the largest number of batches that were under way when one had arrived.
+        epoch_batches: batches in one epoch.
+        loaded_by: process that loaded the last batch.
+    """
+
+    def __init__(self, workload: Workload, plan: Plan, *, batches_an_epoch: int | None = None):
+        self.epoch = self.drawn = self.received = self.most_ahead = 0
+        self.loaded_by = os.getpid()
+        dataset = _dataset(workload, batches_an_epoch)
+        # torch's own sampler that knows epochs; one replica is the whole data.
+        self._sampler: DistributedSampler[Any] = DistributedSampler(
+            dataset, num_replicas=1, rank=0, seed=workload.seed, drop_last=True
+        )
+        batch_sampler = BatchSampler(self._sampler, workload.global_batch, drop_last=True)
+        self.epoch_batches = len(batch_sampler)
+        self._loader: DataLoader[Any] = DataLoader(
+            _AtEpoch(dataset),
+            batch_sampler=_Counted(batch_sampler, self._draw),
+            collate_fn=_Signed(workload.collate),
+            **plan.loader,
+        )
+        self._batches = self._forever()
+
+    def __iter__(self) -> Iterator[HostBatch]:
+        return self
+
+    def __next__(self) -> HostBatch:
+        return next(self._batches)
+
+    def _draw(self) -> int:
+        self.drawn += 1
+        return self.epoch
+
+    def _forever(self) -> Iterator[HostBatch]:
+        for self.epoch in count():
+            self._sampler.set_epoch(self.epoch)
+            for batch, loaded_by in self._loader:
+                self.loaded_by = loaded_by
+                self.received += 1
+                self.most_ahead = max(self.most_ahead, self.drawn - self.received)
+                yield _as_pair(batch)
+
+
+def _as_pair(batch: Any) -> HostBatch:
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        return batch[0], batch[1]
+    return batch, batch
+
+
+class _Counted:
+    """A batch sampler that tells each draw, and learns the epoch that it belongs to."""
+
+    def __init__(self, batches: BatchSampler, draw: Callable[[], int]) -> None:
+        self.batches, self.draw = batches, draw
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for indices in self.batches:
+            epoch = self.draw()
+            yield [(epoch, index) for index in indices]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class _AtEpoch(Dataset[Any]):
+    """Takes (epoch, index): a worker that lives on would never see an epoch set in this process."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, at: tuple[int, int]) -> Any:
+        epoch, index = at
+        if hasattr(self.dataset, "epoch"):
+            self.dataset.epoch = epoch
+        return self.dataset[index]
+
+
+class _Signed:
+    """Collates, and signs with the process that did."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: list[Any]) -> tuple[Any, int]:
+        return self.collate(samples), os.getpid()
+
+
+def data_digest(workload: Workload) -> str:
+    """What identifies the data: the workload's own word, or a digest of its first samples."""
+    if workload.data_digest is not None:
+        return workload.data_digest()
+    dataset = workload.dataset()
+    digest = hashlib.sha256(str(_size(dataset)).encode())
+    for index in range(min(DIGESTED_SAMPLES, _size(dataset))):
+        for leaf in tree_leaves(dataset[index]):
+            digest.update(
+                leaf.numpy().tobytes() if isinstance(leaf, Tensor) else repr(leaf).encode()
+            )
+    return f"first samples sha256 {digest.hexdigest()[:16]}"
+
+
+def _size(dataset: Dataset[Any]) -> int:
+    return len(dataset)  # type: ignore[arg-type]
+
+
+def _dataset(workload: Workload, batches_an_epoch: int | None) -> Any:
+    dataset = workload.dataset()
+    if _size(dataset) < workload.global_batch:
+        raise StepbenchError(
+            f"{workload.name}: the data hold {_size(dataset)} samples, fewer than a global batch "
+            f"of {workload.global_batch}; lower the batch"
+        )
+    if batches_an_epoch is None:
+        return dataset
+    samples = min(_size(dataset), batches_an_epoch * workload.global_batch)
+    return Subset(dataset, range(samples))

@@ -1,0 +1,36 @@
+"""BatchNorm under accumulation is other mathematics: reported, and the rest held against it."""
+
+from dataclasses import replace
+
+from harness import stats
+from harness.training import step as step_module
+
+
+def test_its_distance_from_the_full_batch_is_reported_without_judging(measured):
+    record = measured("accum4", "cnn-tiny")
+    assert record.outcome.ok, record.outcome
+    assert stats.loss_difference(record) > 0.01
+
+
+def test_group_norm_is_judged(measured):
+    record = measured("accum4", "cnn-tiny@norm=group")
+    assert record.outcome.ok, record.outcome
+    assert stats.loss_difference(record) < 1e-3
+
+
+def test_what_comes_with_it_is_held_against_it(measured, monkeypatch):
+    assert measured("accum4+ckpt1", "cnn-tiny").outcome.ok
+    assert measured("bf16+accum4", "cnn-tiny").outcome.ok
+    real = step_module.plain_loop
+    from harness.training import build as build_module
+
+    def doubled(*arguments):
+        loop = real(*arguments)
+        if not arguments[2].plan.autocast:
+            return loop
+        return replace(loop, forward=lambda batch: loop.forward(batch) * 2)
+
+    monkeypatch.setattr(build_module, "plain_loop", doubled)
+    outcome = measured("bf16+accum4", "cnn-tiny").outcome
+    assert outcome.kind == "invalid"
+    assert "differs from accum4's by" in outcome.reason

@@ -1,0 +1,144 @@
+"""Workloads of a user's own, as strange as they come."""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import Dataset
+
+from harness.training import Workload
+
+WIDTH, CLASSES, SAMPLES = 16, 4, 64
+
+
+class Points(Dataset):
+    """What `make(features, label)` makes of 64 points with a label."""
+
+    def __init__(self, make):
+        draw = torch.Generator().manual_seed(7)
+        self.features = torch.randn(SAMPLES, WIDTH, generator=draw)
+        self.labels = torch.randint(CLASSES, (SAMPLES,), generator=draw)
+        self.make = make
+
+    def __len__(self):
+        return SAMPLES
+
+    def __getitem__(self, index):
+        return self.make(self.features[index], self.labels[index])
+
+
+class Perceptron(nn.Module):
+    """No repeated blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(WIDTH, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, CLASSES)
+        )
+
+    def forward(self, features):
+        return self.layers(features)
+
+
+class LossInside(Perceptron):
+    """Takes a dictionary's entries, returns the loss, as many published models do."""
+
+    def forward(self, features, labels):
+        return functional.cross_entropy(super().forward(features), labels)
+
+
+class TwoInputs(Perceptron):
+    def forward(self, pair):
+        left, right = pair
+        return super().forward(left + right)
+
+
+class Ragged(nn.Module):
+    """A token model with tied weights, blocks, and padding that the loss leaves out."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens = nn.Embedding(CLASSES, WIDTH)
+        layer = nn.TransformerEncoderLayer
+        self.blocks = nn.ModuleList(
+            layer(WIDTH, 2, 32, dropout=0.0, batch_first=True) for _ in range(3)
+        )
+        self.head = nn.Linear(WIDTH, CLASSES)
+        self.head.weight = self.tokens.weight
+
+    def forward(self, tokens):
+        hidden = self.tokens(tokens)
+        for block in self.blocks:
+            hidden = block(hidden)
+        return self.head(hidden)
+
+
+def _ragged_sample(features, label):
+    tokens = (features.abs() * 10).long() % CLASSES
+    targets = tokens.roll(-1)
+    targets[1 + int(label) * 4 :] = -100
+    return tokens, targets
+
+
+def plain(batch=8):
+    return Workload(
+        model=Perceptron,
+        dataset=lambda: Points(lambda features, label: (features, label)),
+        loss=functional.cross_entropy,
+        global_batch=batch,
+    )
+
+
+def dictionary():
+    return Workload(
+        model=LossInside,
+        dataset=lambda: Points(lambda features, label: {"features": features, "labels": label}),
+        call=lambda model, batch: model(**batch),
+        loss=None,
+        global_batch=8,
+    )
+
+
+def pair():
+    return Workload(
+        model=TwoInputs,
+        dataset=lambda: Points(lambda features, label: ((features, features.flip(0)), label)),
+        loss=functional.cross_entropy,
+        global_batch=8,
+    )
+
+
+ragged = Workload(
+    model=Ragged,
+    dataset=lambda: Points(_ragged_sample),
+    loss=lambda logits, targets: functional.cross_entropy(logits.flatten(0, 1), targets.flatten()),
+    loss_terms=lambda targets: int((targets != -100).sum()),
+    blocks=lambda model: list(model.blocks),
+    global_batch=8,
+)
+
+
+def not_a_number():
+    return Workload(
+        model=Perceptron,
+        dataset=lambda: Points(lambda features, label: (features * math.nan, label)),
+        loss=functional.cross_entropy,
+        global_batch=8,
+    )
+
+
+def text_in_the_batch():
+    return Workload(
+        model=Perceptron,
+        dataset=lambda: Points(lambda features, label: ({"x": features, "name": "n"}, label)),
+        loss=functional.cross_entropy,
+        global_batch=8,
+    )
+
+
+def lacking():
+    return Workload(model=Perceptron, global_batch=8)
+
+
+nothing = 42
