@@ -16,7 +16,7 @@ from harness.judging.pairs import ping_pong
 from harness.machine import device_type, summary
 from harness.measuring.launch import in_child
 from harness.measuring.settings import Settings
-from harness.measuring.sweep import measure_once, open_sweep, this_machine
+from harness.measuring.sweep import claimed_machine, measure_once, open_sweep
 from harness.stats import estimate
 from harness.training.build import build
 from harness.training.data import Batches
@@ -72,7 +72,7 @@ def costs_s(workload: str) -> list[float]:
 
 
 def main() -> int:
-    machine = this_machine()
+    machine = claimed_machine()
     workload = default(machine)
     ended = in_child(ratios, workload, device_type(machine), deadline_s=1800)
     if ended.death:

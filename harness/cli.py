@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from harness.core import Case, Record, StepbenchError
+from harness.core import Case, StepbenchError
 
 EXIT_CODES = (
     "Exit codes: 0 every case has a number or is unsupported here; 1 a case failed, ran out of "
@@ -94,6 +94,7 @@ def run(
     from harness.measuring.settings import Settings
     from harness.measuring.sweep import close_sweep, open_sweep, sweep, this_machine
     from harness.report import tables
+    from harness.report.progress import Bar
     from harness.training.workloads import canonical, default
 
     if not (minutes is None or minutes >= 0) or not deadline_s > 0:
@@ -105,12 +106,12 @@ def run(
     cases = _cases(chosen, combinations, choices)
     file = open_sweep(results, settings, project=Path.cwd(), commit=commit)
     began = time.monotonic()
-    with _Progress(len(cases)) as progress:
+    with Bar(len(cases)) as bar:
         finished = sweep(
             file,
             cases,
             deadline_s=deadline_s,
-            done=progress.done,
+            done=bar.done,
             out_of_time=lambda: minutes is not None and time.monotonic() - began > 60 * minutes,
         )
     if finished:
@@ -126,25 +127,66 @@ def run(
 @click.argument("path", required=False, type=click.Path(path_type=Path))
 @click.option("--markdown", is_flag=True, help="Print Markdown instead of a terminal table.")
 @click.option("--all", "every", is_flag=True, help="Every run, not the newest only.")
+@click.option(
+    "--compare",
+    nargs=2,
+    metavar="OLD NEW",
+    help="Two runs side by side: files, folders (their newest run), or machine=, torch= and "
+    "commit= with the beginning of a value (the newest such run in PATH).",
+)
 @AS_JSON
-def report(path: Path | None, markdown: bool, every: bool, as_json: bool) -> int:
-    """Print the newest run of PATH: a run's file, or a folder of them (default: results)."""
+def report(
+    path: Path | None,
+    markdown: bool,
+    every: bool,
+    compare: tuple[str, str] | None,
+    as_json: bool,
+) -> int:
+    """Print the newest run of PATH: a run's file, or a folder of them (default: results).
+
+    --compare refuses runs that differ in more than one of machine, torch and commit, unless both
+    are named by all that differs; and cases whose data, threads or other settings are not equal.
+
+    \b
+      stepbench report --compare torch=2.12 torch=2.13
+      stepbench report --compare machine=1x-nvidia,torch=2.12 machine=2x-nvidia,torch=2.13
+    """
+    folder = path or Path("results")
+    if compare and every:
+        raise StepbenchError("--compare takes two runs and --all every one; choose one of them")
+    if compare:
+        _compare(folder, compare, markdown, as_json)
+    else:
+        _report(folder, markdown, every, as_json)
+    return 0
+
+
+def _report(path: Path, markdown: bool, every: bool, as_json: bool) -> None:
     from harness.report import tables
     from harness.store import read_path
 
-    files, problems = read_path(path or Path("results"))
+    files, problems = read_path(path)
     for problem in problems:
         click.echo(f"stepbench: {problem}", err=True)
     if not files:
-        raise StepbenchError(
-            f"{path or 'results'}: no readable run there; `stepbench run` makes one"
-        )
+        raise StepbenchError(f"{path}: no readable run there; `stepbench run` makes one")
     shown = files if every else files[-1:]
     if as_json:
         _print([tables.as_json(file) for file in shown])
     else:
         _print("\n\n".join((tables.markdown if markdown else tables.terminal)(f) for f in shown))
-    return 0
+
+
+def _compare(results: Path, runs: tuple[str, str], markdown: bool, as_json: bool) -> None:
+    from harness.report import side_by_side
+    from harness.report.compare import compare, select
+
+    (old, old_keys), (new, new_keys) = (select(results, text) for text in runs)
+    comparison = compare(old, new, old_keys & new_keys)
+    if as_json:
+        _print(side_by_side.as_json(comparison))
+    else:
+        _print((side_by_side.markdown if markdown else side_by_side.terminal)(comparison))
 
 
 @stepbench.command("list")
@@ -207,6 +249,26 @@ def publish() -> int:
     return 0
 
 
+@stepbench.command()
+@click.argument("workload", required=False, metavar="[MODULE:ATTRIBUTE]")
+def init(workload: str | None) -> int:
+    """Have ASV measure this repository's commits, on your own workload.
+
+    Writes asv.conf.json and benchmarks/ into the current repository, and overwrites nothing.
+    MODULE:ATTRIBUTE is a harness.training.Workload or a function that makes one; name it in
+    benchmarks/techniques.py later if there is none yet.
+    """
+    from harness.history.project import PLACEHOLDER, start
+
+    written = start(Path.cwd(), workload)
+    _print(f"wrote {', '.join(written)}; next:")
+    if workload is None:
+        _print(f"  name your workload instead of {PLACEHOLDER} in benchmarks/techniques.py")
+    _print("  asv run HEAD^!       measure the last commit (a range: asv run HEAD~5..HEAD)")
+    _print("  stepbench publish    write the dashboard")
+    return 0
+
+
 def _cases(workload: str, combinations: Sequence[str], choices: Sequence[str]) -> list[Case]:
     """What the arguments ask for, the baseline first; a mistake that was named is an error."""
     from harness.measuring.sweep import product
@@ -230,59 +292,14 @@ def _names(choice: str) -> Sequence[str]:
     return axis.examples if axis else choice.split(",")
 
 
-class _Progress:
-    """A bar on standard error, redrawn after each case: a thread would forbid forking."""
-
-    def __init__(self, total: int) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-        )
-
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-            auto_refresh=False,
-        )
-        self._task = self._bar.add_task("measuring", total=total)
-
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        self._bar.refresh()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def done(self, record: Record) -> None:
-        self._bar.console.print(_told(record), markup=False, highlight=False)
-        self._bar.update(self._task, advance=1, refresh=True)
-
-
-def _told(record: Record) -> str:
-    """A finished case in one line."""
-    from harness import stats
-    from harness.report import formats
-
-    told = f"{record.case.combination}: {record.outcome}"
-    if record.outcome.ok:
-        told += f", speed-up {formats.estimate(stats.speedup(record))}"
-    return formats.plain(told)
-
-
 def _print(what: Any) -> None:
     click.echo(what if isinstance(what, str) else json.dumps(what, indent=2))
 
 
 def main() -> None:
     """The console script: mistakes are one line and exit code 2, never a traceback."""
+    # Workloads of one's own are imported from here; last, so that nothing here hides a library.
+    sys.path.append(str(Path.cwd()))
     try:
         code = stepbench(standalone_mode=False)
     except click.exceptions.Exit as stop:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -44,6 +45,37 @@ def estimate(values: Sequence[float], *, widened: bool = False) -> Estimate:
             interval = quantile_test(values, q=0, p=0.5).confidence_interval(0.95)
             low, high = float(interval.low), float(interval.high)
     return Estimate(median=statistics.median(values), low=low, high=high, rounds=len(values))
+
+
+def unpaired_ratio(
+    old: Sequence[float], new: Sequence[float], *, widened: bool = False
+) -> Estimate:
+    """New over old of processes that were not measured in turn: the median of all their ratios.
+
+    The interval is the one that belongs to that (Hodges-Lehmann) estimate, by the exact
+    Mann-Whitney test, from 6 values a side on. `widened` takes the whole range. Values must be
+    positive.
+    """
+    ratios = sorted(after / before for after in new for before in old)
+    fewest = min(len(old), len(new))
+    low = high = None
+    if fewest >= MINIMUM_ROUNDS_FOR_INTERVAL:
+        outside = 0 if widened else _outside(len(old), len(new))
+        low, high = ratios[outside], ratios[-1 - outside]
+    return Estimate(median=statistics.median(ratios), low=low, high=high, rounds=fewest)
+
+
+def _outside(left: int, right: int) -> int:
+    """Ratios to leave out at each end: the largest U that Mann-Whitney calls rarer than 2.5%."""
+    largest = left * right
+    arrangements = [1] + [0] * largest  # by U: the coefficients of a Gaussian binomial
+    for size in range(1, left + 1):
+        for u in range(largest, right + size - 1, -1):
+            arrangements[u] -= arrangements[u - right - size]
+        for u in range(size, largest + 1):
+            arrangements[u] += arrangements[u - size]
+    tails = itertools.accumulate(arrangements)
+    return sum(tail <= 0.025 * math.comb(left + right, left) for tail in tails) - 1
 
 
 def _per_round(record: Record, ratio: Callable[[Measurement, Measurement], float]) -> Estimate:

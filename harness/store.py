@@ -7,6 +7,8 @@ the case it was measuring. The lines of a file, each `{"kind": …, …}`: one `
 
 from __future__ import annotations
 
+import fcntl
+import itertools
 import json
 import os
 import secrets
@@ -20,6 +22,9 @@ from harness.core import Calibration, Case, Outcome, Record, Run, StepbenchError
 
 # The layout of the lines. Raise it when a reader of the old layout would misread the new one.
 STORE_VERSION = 1
+
+# Files of runs that this process measures, kept open: the lock on one lasts as long as that.
+_CLAIMED: dict[Path, int] = {}
 
 DIED = Outcome(
     kind="failed",
@@ -57,9 +62,11 @@ class RunFile:
         path = results / run.machine["name"] / f"{run.id}.jsonl"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
         except OSError as error:
             raise _unwritable(path, error, 0) from error
         file = cls(path=path, run=run)
+        file.claim()
         try:
             file._append("run", {"store_version": STORE_VERSION, "run": run.to_json()})
         except StepbenchError:
@@ -100,6 +107,25 @@ class RunFile:
     def find(self, case: Case) -> Record | None:
         return next((record for record in self.records if record.case == case), None)
 
+    def claim(self) -> bool:
+        """Keep other processes from continuing this run; False if one of them is at it.
+
+        The claim ends with the run or with this process, however that ends.
+        """
+        path = self.path.resolve()
+        if path in _CLAIMED:
+            return True
+        opened = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(opened)
+            return False
+        except OSError:
+            pass  # a file system without locks: no worse than before there were any
+        _CLAIMED[path] = opened
+        return True
+
     def begin(self, case: Case) -> None:
         """Mark that a case is about to be measured, so that a death during it is told."""
         self._append("begin", {"case": case.to_json()})
@@ -124,6 +150,8 @@ class RunFile:
         """Nothing more belongs to this run: it is not continued."""
         self._append("end", {})
         self.closed = True
+        if (claimed := _CLAIMED.pop(self.path.resolve(), None)) is not None:
+            os.close(claimed)
 
     def bury_the_dead(self) -> None:
         """Give every case whose measuring process vanished its outcome, once."""
@@ -178,9 +206,13 @@ def read_path(path: Path) -> tuple[list[RunFile], list[str]]:
 
 
 def read_all(results: Path) -> tuple[list[RunFile], list[str]]:
-    """Every run under `results`, oldest first, and one line for each thing that was left out."""
+    """Every run in `results`, or in one machine's folder of it, oldest first.
+
+    Beside them one line for each thing that was left out.
+    """
     files, problems = [], []
-    for path in sorted(results.glob("*/*.jsonl"), key=lambda path: path.name):
+    paths = itertools.chain(results.glob("*.jsonl"), results.glob("*/*.jsonl"))
+    for path in sorted(paths, key=lambda path: path.name):
         try:
             file, torn = RunFile.read(path)
         except StepbenchError as error:
@@ -192,10 +224,16 @@ def read_all(results: Path) -> tuple[list[RunFile], list[str]]:
 
 
 def open_run(results: Path, wanted: Run) -> RunFile:
-    """The newest open run that equals `wanted` but for id and time, or a new one."""
+    """The newest open run that equals `wanted` but for id and time, or a new one.
+
+    One that a living process measures is left to it: its case is not dead.
+    """
     files, _ = read_all(results)
-    for file in reversed(files):
-        if not file.closed and _identity(file.run) == _identity(wanted):
+    for seen in reversed(files):
+        if seen.closed or _identity(seen.run) != _identity(wanted) or not seen.claim():
+            continue
+        file, _ = RunFile.read(seen.path)  # it may have grown until it was ours
+        if not file.closed:
             file.bury_the_dead()
             return file
     return RunFile.create(results, wanted)

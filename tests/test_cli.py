@@ -51,6 +51,17 @@ def test_report_as_json(run_once):
     assert rows["bf16"]["figures"]["step_s"] > 0
 
 
+def test_report_compares_two_runs(run_once):
+    folder, _ = run_once
+    [run_file] = (folder / "results").glob("*/*.jsonl")
+    arguments = ("report", "--compare", str(run_file), str(run_file.parent))
+    compared = json.loads(stepbench(*arguments, "--json", cwd=folder).stdout)
+    ratios = [one["figures"]["step_ratio"]["median"] for one in compared["cases"] if one["figures"]]
+    assert ratios == [1.0, 1.0]
+    assert "  unsupported [" in stepbench(*arguments, cwd=folder).stdout
+    assert "| unsupported [" in stepbench(*arguments, "--markdown", cwd=folder).stdout
+
+
 def test_a_finished_run_is_closed_and_the_next_one_new(run_once):
     folder, _ = run_once
     stepbench("run", "accum2", "-w", "gpt-tiny", "-r", "1", "--steps", "3", cwd=folder)
@@ -94,6 +105,11 @@ def test_list_and_machine(tmp_path):
         (["report", "nowhere"], "No such file"),
         (["report", "file.txt"], "not the header of a run"),
         (["report", "."], "no readable run"),
+        (["report", "--compare", "torch=9", "torch=10"], "torch=9: no such run in results"),
+        (["report", "--compare", ".", "."], "no such run in ."),
+        (["report", "--compare", "a", "b", "--all"], "choose one of them"),
+        (["report", "--compare", "a"], "requires 2 arguments"),
+        (["init"], "not a repository's top folder"),
         (["fly"], "No such command"),
         (["report", "--colour"], "No such option"),
     ],

@@ -2,7 +2,9 @@
 
 import math
 
+import numpy as np
 import pytest
+import scipy.stats
 
 from harness import stats
 from tests.synthetic import MIB, case, measurement, record
@@ -56,6 +58,31 @@ def test_one_disturbed_round_widens_the_interval():
     )
     assert (quiet.low, quiet.high) == (2.0, 8.0)
     assert (disturbed.low, disturbed.high) == (1.0, 9.0)
+
+
+def test_an_unpaired_ratio_is_the_median_of_all_ratios():
+    # 6/2, 6/3, 12/2, 12/3 are 3, 2, 6, 4: the median of new over the median of old would be 3.6.
+    found = stats.unpaired_ratio([2.0, 3.0], [6.0, 12.0])
+    assert (found.median, found.low, found.high, found.rounds) == (3.5, None, None, 2)
+
+
+@pytest.mark.parametrize(("old", "new"), [(6, 6), (6, 9), (8, 8), (12, 7)])
+def test_its_interval_ends_where_the_mann_whitney_test_rejects(old, new):
+    random = np.random.default_rng(old * new)
+    before, after = random.lognormal(size=old), random.lognormal(0.3, size=new)
+    found = stats.unpaired_ratio(list(before), list(after))
+
+    def p(ratio):
+        return scipy.stats.mannwhitneyu(after, before * ratio, method="exact").pvalue
+
+    for end, outwards in ((found.low, 1 - 1e-9), (found.high, 1 + 1e-9)):
+        assert p(end * outwards) <= 0.05 < p(end / outwards)
+
+
+def test_its_widened_interval_is_the_range_of_all_ratios_but_needs_6_rounds_too():
+    six = stats.unpaired_ratio([1.0] * 5 + [2.0], [1.0] * 5 + [8.0], widened=True)
+    assert (six.low, six.high) == (0.5, 8.0)
+    assert stats.unpaired_ratio([1.0] * 5, [1.0] * 9, widened=True).low is None
 
 
 @pytest.mark.parametrize(

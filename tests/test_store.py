@@ -170,6 +170,42 @@ def test_a_case_withdrawn_is_no_death(tmp_path):
     assert open_run(tmp_path, run()).records == []
 
 
+ANOTHER_PROCESS = """
+import pathlib, sys
+from harness.store import open_run
+from tests.synthetic import case, run
+
+file = open_run(pathlib.Path(sys.argv[1]), run("20260201T000000Z-ffffff"))
+file.begin(case("bf16"))
+print(file.path, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_run_that_a_living_process_measures_is_left_to_it(tmp_path, pytestconfig):
+    process = subprocess.Popen(
+        [sys.executable, "-c", ANOTHER_PROCESS, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=pytestconfig.rootpath,
+    )
+    theirs = process.stdout.readline().strip()
+    ours = open_run(tmp_path, run("20260202T000000Z-aaaaaa"))
+    assert str(ours.path) != theirs
+    ours.close()
+    process.kill()
+    process.communicate()
+    left = open_run(tmp_path, run("20260203T000000Z-bbbbbb"))
+    assert str(left.path) == theirs
+    assert [one.outcome for one in left.records] == [DIED]
+
+
+def test_a_machines_folder_is_read_like_all_of_them(tmp_path):
+    file = RunFile.create(tmp_path, run())
+    assert [one.path for one in read_all(file.path.parent)[0]] == [file.path]
+
+
 FULL_DISK = """
 import pathlib, resource, sys
 from harness.core import StepbenchError

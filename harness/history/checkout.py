@@ -2,7 +2,8 @@
 
 ASV's own kinds either build a new environment (no GPU host's torch survives that) or measure only
 what is installed. Here torch stays, its version is an axis, and commits are switched by checking
-them out. Benchmarks are today's; what they measure is the commit's.
+them out. Benchmarks are today's; what they measure is the commit's. In a project that is not
+Stepbench itself that is the workload, and the ruler stays the installed one.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from asv.environment import Environment, EnvironmentUnavailable
 
 from harness.core import StepbenchError
 from harness.history import COMMIT, REFUSAL, RESULTS, ROUNDS, RUN, TREE
+from harness.report import formats
 from harness.store import RunFile
 
 TODAY = Path(__file__).resolve().parents[2]
 # Where a commit says by which ruler and in which layout it records.
 RULERS = {"core.py": "MEASURE_VERSION", "store.py": "STORE_VERSION"}
 SUITE = "harness/history/suite.py"
+RULER = "harness/measuring"  # what no other project has
 
 
 class Checkout(Environment):  # type: ignore[misc]
@@ -56,6 +59,7 @@ class Checkout(Environment):  # type: ignore[misc]
                 f'the environment "checkout" runs Python {_python()}, not {python}'
             )
         self._repo_path = Path(conf.repo)
+        self._today = self._repo_path.resolve() if self._repo_path.is_dir() else TODAY
         self._results = Path(conf.results_dir).resolve()
         self._commit: str | None = None
         self._children: dict[str, str] = {}
@@ -83,13 +87,17 @@ class Checkout(Environment):  # type: ignore[misc]
         _point_out_edits(self._repo_path, self._results)
         self.checkout_project(repo, commit_hash)
         self._commit = commit_hash
-        refusal = _refusal(Path(self._build_root), commit_hash)
+        refusal = _refusal(Path(self._build_root), commit_hash) if self._brings_ruler() else None
         self._children = {COMMIT: commit_hash}
         if refusal:
             log.warning(refusal)
-            self._children |= {REFUSAL: refusal, TREE: str(TODAY)}
+            self._children |= {REFUSAL: refusal, TREE: str(self._today)}
         else:
             self._children |= {TREE: self._build_root}
+
+    def _brings_ruler(self) -> bool:
+        """Whether commits hold the harness; those of another project are measured by ours."""
+        return any((Path(tree) / RULER).is_dir() for tree in (self._today, self._build_root))
 
     def run(self, args: Sequence[str], **kwargs: Any) -> Any:
         """Run this interpreter on `args`, the commit's tree first on its path.
@@ -99,9 +107,9 @@ class Checkout(Environment):  # type: ignore[misc]
         """
         children = {**self._children}
         if not {"discover", "check"}.isdisjoint(args):
-            children[TREE] = str(TODAY)
+            children[TREE] = str(self._today)
         environ = {**kwargs.pop("env", os.environ), **children}
-        path = filter(None, (children.get(TREE), environ.get("PYTHONPATH")))
+        path = filter(None, (*_importable(children.get(TREE)), environ.get("PYTHONPATH")))
         # ASV's child takes PYTHONPATH off its path again unless it stands here too.
         environ["PYTHONPATH"] = environ["ASV_PYTHONPATH"] = os.pathsep.join(path)
         return util.check_output([sys.executable, *args], env=environ, **kwargs)
@@ -119,7 +127,11 @@ class Checkout(Environment):  # type: ignore[misc]
         if opened.exists():
             from harness.measuring.sweep import close_sweep  # torch: not for `asv show`
 
-            close_sweep(RunFile.read(Path(opened.read_text(encoding="utf-8")))[0])
+            file = RunFile.read(Path(opened.read_text(encoding="utf-8")))[0]
+            close_sweep(file)
+            for reason in dict.fromkeys(one.outcome.reason for one in file.records):
+                if reason:  # ASV itself says no more than n/a or failed
+                    log.warning(formats.plain(reason))
 
 
 def recorded(run_benchmarks: Callable[..., Any]) -> Callable[..., Any]:
@@ -153,6 +165,14 @@ def _rounds(quick: bool, attributes: Mapping[str, Any]) -> int:
     if not isinstance(repeat, int) or repeat < 1:
         raise util.UserError(f"-a repeat={repeat}: how many rounds is one number from 1 on")
     return repeat
+
+
+def _importable(tree: str | None) -> list[str]:
+    """What a tree puts on the path: itself, and before it `src` where it has one."""
+    if tree is None:
+        return []
+    source = Path(tree) / "src"
+    return [str(source), tree] if source.is_dir() else [tree]
 
 
 def _python() -> str:

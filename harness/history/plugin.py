@@ -42,12 +42,13 @@ def setup() -> None:
 def register_machine() -> str:
     """Save this machine's entry in ASV's machine file, so that it asks nothing; return its name.
 
-    No host name and no kernel: ASV makes an axis of every key.
+    No host name and no kernel: ASV makes an axis of every key. Only what measures asks for the
+    name, so from here on ASV's process holds the GPU that its children measure on.
     """
-    from harness.measuring.sweep import this_machine  # torch: not for `asv show`
+    from harness.measuring.sweep import claimed_machine  # torch: not for `asv show`
 
     try:
-        machine = this_machine()
+        machine = claimed_machine()
     except StepbenchError as error:
         raise UserError(str(error)) from error
     entry = {

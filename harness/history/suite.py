@@ -11,19 +11,20 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from asv_runner.benchmarks.track import TrackBenchmark
 
 from harness import stats
-from harness.core import MEASURE_VERSION, Case, Measurement, Record, StepbenchError
+from harness.core import MEASURE_VERSION, Case, Measurement, Outcome, Record, StepbenchError
 from harness.history import COMMIT, REFUSAL, RESULTS, ROUNDS, RUN, TREE
 from harness.machine import device_type
 from harness.measuring import sweep
 from harness.measuring.settings import Settings
-from harness.store import RunFile
-from harness.training.techniques import combine
+from harness.store import RunFile, now
+from harness.training.techniques import parse
 from harness.training.workloads import canonical
 
 Metric = Callable[..., Any]
@@ -61,13 +62,15 @@ class Cases:
     below 6 rounds.
     """
 
-    workload: Mapping[str, str]  # {device type: spelling}
+    workload: str | Mapping[str, str]  # a spelling, or {device type: spelling}
     record: Record
 
     @property
     def version(self) -> str:
         """Results are one series as long as the ruler and the workload stay."""
-        spelled = ", ".join(f"{device} {text}" for device, text in sorted(self.workload.items()))
+        spelled = self.workload
+        if not isinstance(spelled, str):
+            spelled = ", ".join(f"{device} {text}" for device, text in sorted(spelled.items()))
         return f"ruler {MEASURE_VERSION}: {spelled}"
 
     def setup(self, *techniques: str) -> None:
@@ -89,12 +92,19 @@ class Cases:
     def _measured(self, techniques: tuple[str, ...]) -> Record:
         file = _run_file()
         try:
-            combination = combine(techniques)
+            combination = parse("+".join(techniques))
         except StepbenchError as error:  # an older commit lacks it; a test knows today's names
             raise NotImplementedError(str(error)) from None
-        workload = canonical(self.workload[device_type(file.run.machine)])
-        case = Case(workload=workload, combination=combination)
-        record = sweep.measure_once(file, case)
+        spelled = self.workload
+        if not isinstance(spelled, str):
+            spelled = spelled[device_type(file.run.machine)]
+        case = Case(workload=spelled, combination=combination)
+        try:
+            case = replace(case, workload=canonical(spelled))
+        except StepbenchError as error:  # the commit lacks it, or what it imports
+            record = file.find(case) or _lacking(file, case, str(error))
+        else:
+            record = sweep.measure_once(file, case)
         if record.outcome.kind in ("oom", "unsupported"):
             raise NotImplementedError(f"{case}: {record.outcome}")
         if not record.outcome.ok:
@@ -128,6 +138,13 @@ class Cases:
 
     def _of_each_process(self, figure: Callable[[Measurement], float]) -> list[float]:
         return [figure(one.case) for one in self.record.rounds]
+
+
+def _lacking(file: RunFile, case: Case, reason: str) -> Record:
+    outcome = Outcome(kind="unsupported", reason=reason)
+    record = Record(case=case, outcome=outcome, rounds=(), measured_at=now())
+    file.add(record)
+    return record
 
 
 def _run_file() -> RunFile:

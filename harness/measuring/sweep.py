@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from harness.core import (
     MEASURE_VERSION,
     Calibration,
@@ -22,6 +24,7 @@ from harness.core import (
 from harness.machine import describe, device_type
 from harness.measuring.calibrate import calibrate
 from harness.measuring.launch import in_child
+from harness.measuring.lock import hold_gpu
 from harness.measuring.measure import measure
 from harness.measuring.settings import Settings
 from harness.measuring.sources import digest_of_harness
@@ -39,12 +42,24 @@ def this_machine() -> dict[str, Any]:
     return _in_child(describe)
 
 
+def claimed_machine() -> dict[str, Any]:
+    """This machine with the one GPU that it is measured on, held until this process ends.
+
+    Raises:
+        StepbenchError: other sweeps hold every GPU.
+    """
+    if torch.version.cuda and hold_gpu():
+        this_machine.cache_clear()
+    return this_machine()
+
+
 def open_sweep(
     results: Path, settings: Settings, *, project: Path, commit: str | None = None
 ) -> RunFile:
     """Continue the run of this machine, commit, ruler and settings, or start one.
 
     `commit` names what is measured; without it, that of the repository at `project`, if it is one.
+    On a GPU host it takes one GPU, for as long as this process lives.
     """
     edited = False
     if commit is None:
@@ -58,7 +73,7 @@ def open_sweep(
             id=new_run_id(),
             started_at=now(),
             measure_version=MEASURE_VERSION,
-            machine=this_machine(),
+            machine=claimed_machine(),
             commit=commit,
             edited=edited,
             software={"torch": version("torch"), "stepbench_digest": digest_of_harness()},

@@ -91,7 +91,9 @@ def _section(history: Sequence[Table]) -> str:
     newest, *older = history
     parts = [f"<h2>{safe(caption(newest)[0])}</h2>", _one_run(newest)]
     for table in older:
-        which = f"Earlier: {formats.commit(table.run)}, {formats.moment(table.run.started_at)}"
+        run = table.run
+        versions = f"{formats.commit(run)}, torch {run.software['torch']}"
+        which = f"Earlier: {versions}, {formats.moment(run.started_at)}"
         parts.append(f"<details><summary>{safe(which)}</summary>{_one_run(table)}</details>")
     return "\n".join(parts)
 

@@ -66,8 +66,8 @@ class Workload:
         blocks: the model's repeated blocks, in forward order; empty if it has none.
         optimizer: the baseline optimizer's constructor.
         collate: makes a batch of samples; torch's own unless said otherwise.
-        batch_statistics: whether a sample's output depends on its batch (BatchNorm): then
-            micro-batches are other mathematics than the full batch.
+        batch_dependent: whether a sample's output depends on the batch it is in (BatchNorm, or
+            dropout, which draws anew): micro-batches then are other mathematics than the whole.
         seed: of weights, data order and dropout.
         name: canonical spelling, parameters that differ from the default included; filled in for
             a workload of your own.
@@ -83,7 +83,7 @@ class Workload:
     blocks: Callable[[nn.Module], list[nn.Module]] = lambda model: []
     optimizer: MakeOptimizer = _adamw
     collate: Callable[[list[Any]], Any] = default_collate
-    batch_statistics: bool = False
+    batch_dependent: bool = False
     seed: int = 0
     name: str = ""
     data_digest: Callable[[], str] | None = None

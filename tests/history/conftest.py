@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,8 +25,8 @@ ASV = Path(sys.executable).parent / "asv"
 TECHNIQUES = """
 from harness.core import Combination, StepbenchError
 
-def combine(names):
-    chosen = [name for name in names if name not in ("fp32", "accum1", "ckpt0")]
+def parse(text):
+    chosen = [name for name in text.split("+") if name not in ("fp32", "accum1", "ckpt0")]
     if "int3" in chosen:
         raise StepbenchError("'int3' is not a technique")
     return Combination({f"axis {name}": name for name in chosen})
@@ -84,6 +86,13 @@ class Toy:
     def measured(self) -> list[str]:
         """`commit tree combination rounds` of every measurement so far."""
         return self.log.read_text().splitlines() if self.log.exists() else []
+
+
+def stored(toy: Toy, commit: str, benchmark: str) -> dict[str, Any]:
+    """What ASV saved of a benchmark, by column."""
+    (path,) = (toy.folder / "results").glob(f"*/{commit[:8]}-*.json")
+    saved = json.loads(path.read_text())
+    return dict(zip(saved["result_columns"], saved["results"][benchmark], strict=False))
 
 
 @pytest.fixture

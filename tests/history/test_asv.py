@@ -15,19 +15,12 @@ import pytest
 
 from harness.core import MEASURE_VERSION, StepbenchError
 from harness.history.publish import publish
-from tests.history.conftest import Toy
+from tests.history.conftest import Toy, stored
 
 SUBJECT = "harness/training/subject.py"
 SLOWED = {SUBJECT: ('"bf16": 0.010', '"bf16": 0.012')}
 BF16 = r"precision.*\('bf16'\)"
 BF16_STEP = r"precision.*step_s\('bf16'\)"
-
-
-def stored(toy: Toy, commit: str, benchmark: str) -> dict[str, Any]:
-    """What ASV saved of a benchmark, by column."""
-    (path,) = (toy.folder / "results").glob(f"*/{commit[:8]}-*.json")
-    saved = json.loads(path.read_text())
-    return dict(zip(saved["result_columns"], saved["results"][benchmark], strict=False))
 
 
 def combinations(toy: Toy) -> list[str]:
@@ -193,12 +186,19 @@ def test_a_commit_with_another_ruler_is_skipped(toy: Toy) -> None:
     assert math.isnan(stored(toy, old, "precision.Precision.measure_step_s")["result"][3])
 
 
-def test_a_commit_without_the_suite_is_skipped(toy: Toy) -> None:
-    toy.git("rm", "-q", "-r", "--cached", "harness/history")
+@pytest.mark.parametrize(
+    ("lacking", "why"),
+    [
+        ("harness/history", "it has no harness/history/suite.py"),
+        ("harness", "its harness has no MEASURE_VERSION, no STORE_VERSION; today's,"),
+    ],
+)
+def test_a_commit_from_before_the_suite_is_skipped(toy: Toy, lacking: str, why: str) -> None:
+    toy.git("rm", "-q", "-r", "--cached", lacking)
     old = toy.commit_index("before the suite")
     toy.commit("the suite")
     said = toy.asv("run", "-b", BF16, "HEAD~1^!")
-    assert f"commit {old[:8]} is skipped: it has no harness/history/suite.py" in said
+    assert f"commit {old[:8]} is skipped: {why}" in said
     assert toy.measured() == []
 
 

@@ -1,4 +1,4 @@
-"""BatchNorm under accumulation is other mathematics: reported, and the rest held against it."""
+"""BatchNorm or dropout make accumulation other mathematics: reported, the rest held against it."""
 
 from dataclasses import replace
 
@@ -34,3 +34,10 @@ def test_what_comes_with_it_is_held_against_it(measured, monkeypatch):
     outcome = measured("bf16+accum4", "cnn-tiny").outcome
     assert outcome.kind == "invalid"
     assert "differs from accum4's by" in outcome.reason
+
+
+def test_dropout_draws_anew_for_each_micro_batch(measured):
+    record = measured("accum4", "gpt-tiny@dropout=0.1")
+    assert record.outcome.ok, record.outcome
+    assert stats.loss_difference(record) > 1e-3
+    assert stats.loss_difference(measured("ckpt1", "gpt-tiny@dropout=0.1")) == 0.0

@@ -40,7 +40,7 @@ def accumulate(micro_batches: int) -> Technique:
         if micro_batches == 1:
             return 0.0
         # Sums in another order: 2e-7 a gradient in float32, grown over five updates.
-        return None if workload.batch_statistics else 1e-3
+        return None if workload.batch_dependent else 1e-3
 
     return Technique(
         name=f"accum{micro_batches}",

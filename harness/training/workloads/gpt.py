@@ -151,6 +151,7 @@ def workload(shape: Shape, name: str) -> Workload:
             torch.optim.AdamW, lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True
         ),
         global_batch=shape.batch,
+        batch_dependent=shape.dropout > 0,
         blocks=lambda model: list(model.blocks),  # type: ignore[arg-type]
         seed=shape.seed,
         data_digest=_digest,

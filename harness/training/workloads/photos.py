@@ -179,7 +179,7 @@ def workload(shape: Shape, name: str) -> Workload:
         optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=5e-4),
         global_batch=shape.batch,
         blocks=lambda model: list(model.blocks),  # type: ignore[arg-type]
-        batch_statistics=shape.norm == "batch",
+        batch_dependent=shape.norm == "batch",
         seed=shape.seed,
         data_digest=_digest,
     )

@@ -15,7 +15,7 @@ from harness.store import new_run_id, open_run
 from harness.training import subject
 
 
-def this_machine():
+def claimed_machine():
     return synthetic.MACHINE
 
 
