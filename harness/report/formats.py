@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
 
-from harness.core import Run
+from harness.core import Calibration, Run
 from harness.stats import Estimate
 
 
@@ -54,6 +55,26 @@ def difference(value: float) -> str:
 def rate(per_s: float) -> str:
     """A throughput per second, to three digits and with thousands set apart."""
     return _digits(per_s, 3)
+
+
+def calibration(calibrations: Sequence[Calibration]) -> str:
+    """The machine's own speed, medians over a run, and how far its products' speed wandered."""
+
+    def median(read: Callable[[Calibration], float | None]) -> float:
+        return statistics.median(read(one) or 0.0 for one in calibrations)
+
+    products = [one.matmul_flops_per_s for one in calibrations]
+    wandered = (max(products) - min(products)) / statistics.median(products)
+    told = (
+        f"calibration: {median(lambda one: one.matmul_flops_per_s) / 1e9:,.0f} GFLOP/s "
+        f"({calibrations[0].matmul_dtype} products, range {wandered:.0%}), "
+        f"memory {median(lambda one: one.memory_bytes_per_s) / 1e9:,.0f} GB/s"
+    )
+    if calibrations[0].host_to_device_bytes_per_s is None:
+        return told
+    pinned = median(lambda one: one.host_to_device_bytes_per_s) / 1e9
+    pageable = median(lambda one: one.pageable_to_device_bytes_per_s) / 1e9
+    return f"{told}, to the device {pinned:,.1f} GB/s pinned and {pageable:,.1f} pageable"
 
 
 def span(values: Sequence[int], unit: str) -> str:

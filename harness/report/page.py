@@ -102,7 +102,7 @@ def _one_run(table: Table) -> str:
     text, notes = grid(table, "html", formats.plain)  # tabulate escapes the cells
     return "\n".join(
         [
-            f'<p class="quiet">{safe(caption(table)[1])}</p>',
+            f'<p class="quiet">{"<br>".join(map(safe, caption(table)[1:]))}</p>',
             *_drawings(table),
             "<h3>Every case</h3>",
             f'<div class="scroll">{text}</div>',

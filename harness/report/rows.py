@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness import stats
-from harness.core import Case, Measurement, Outcome, Record, Round, Run
+from harness.core import Calibration, Case, Measurement, Outcome, Record, Round, Run
 from harness.stats import Estimate
 from harness.store import RunFile
 
@@ -63,6 +63,7 @@ class Table:
     rows: tuple[Row, ...]
     rounds: tuple[int, ...]  # of each ok case
     steps: tuple[int, ...]  # timed, of each process of an ok case
+    calibrations: tuple[Calibration, ...]
     torch_versions: tuple[str, ...]
     memory_methods: tuple[str, ...]
 
@@ -71,12 +72,12 @@ def tables(file: RunFile) -> list[Table]:
     """A table for each workload of a run, in the order they were first measured."""
     workloads = dict.fromkeys(record.case.workload for record in file.records)
     return [
-        _table(file.run, name, [one for one in file.records if one.case.workload == name])
+        _table(file, name, [one for one in file.records if one.case.workload == name])
         for name in workloads
     ]
 
 
-def _table(run: Run, workload: str, records: Sequence[Record]) -> Table:
+def _table(file: RunFile, workload: str, records: Sequence[Record]) -> Table:
     baseline = Case(workload=workload)
     rows = [_row(record) for record in records]
     measured = [record for record in records if record.outcome.ok]
@@ -85,7 +86,8 @@ def _table(run: Run, workload: str, records: Sequence[Record]) -> Table:
     processes = [process for record in measured for one in record.rounds for process in _both(one)]
     versions = (str(process.environment.get("torch", "unknown")) for process in processes)
     return Table(
-        run=run,
+        run=file.run,
+        calibrations=tuple(file.calibrations),
         workload=workload,
         rows=tuple(sorted(rows, key=lambda row: row.case != baseline)),
         rounds=tuple(len(record.rounds) for record in measured),

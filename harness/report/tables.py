@@ -64,8 +64,8 @@ def as_json(file: RunFile) -> dict[str, Any]:
     }
 
 
-def caption(table: Table) -> tuple[str, str]:
-    """Two plain lines: what was measured and on what, and how."""
+def caption(table: Table) -> tuple[str, ...]:
+    """Plain lines: what was measured and on what, how, and how fast the machine itself was."""
     run = table.run
     few = any(rounds < MINIMUM_ROUNDS_FOR_INTERVAL for rounds in table.rounds)
     how = (
@@ -81,6 +81,7 @@ def caption(table: Table) -> tuple[str, str]:
     return (
         formats.plain(f"{table.workload} on {machine.summary(run.machine)}"),
         formats.plain(", ".join(part for part in how if part)),
+        *([formats.calibration(table.calibrations)] if table.calibrations else []),
     )
 
 
@@ -102,9 +103,9 @@ def _terminal(table: Table) -> str:
 
 def _markdown(table: Table) -> str:
     text, notes = grid(table, "pipe", formats.markdown)
-    workload, how = (formats.markdown(line) for line in caption(table))
+    workload, *how = (formats.markdown(line) for line in caption(table))
     below = "  \n".join([*notes, *LEGEND])
-    return f"**{workload}**  \n{how}\n\n{text}\n\n{below}"
+    return "  \n".join([f"**{workload}**", *how]) + f"\n\n{text}\n\n{below}"
 
 
 def _loading_matters(table: Table) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from harness.core import Outcome
+from harness.core import Calibration, Outcome
 from harness.report import formats, tables
 from harness.stats import Estimate
 from tests.synthetic import MACHINE, MIB, WORKLOAD, case, measurement, record, run, run_file
@@ -198,3 +198,22 @@ def test_loading_is_shown_where_it_matters_only():
     assert header.split("  ")[-1].strip() == "epoch pause ms"
     [row] = [line for line in text.splitlines() if line.startswith("bf16")]
     assert row.split()[-3:] == ["40%", "200", "25.0"]
+
+
+def test_calibration_says_how_fast_the_machine_was_and_how_much_it_wandered():
+    def at(flops_per_s, to_device=None):
+        return Calibration(
+            measured_at="2026-11-22T00:00:00+00:00",
+            matmul_dtype="float32",
+            matmul_flops_per_s=flops_per_s,
+            memory_bytes_per_s=40e9,
+            host_to_device_bytes_per_s=to_device,
+            pageable_to_device_bytes_per_s=to_device and to_device / 4,
+        )
+
+    assert formats.calibration([at(90e9), at(100e9), at(110e9)]) == (
+        "calibration: 100 GFLOP/s (float32 products, range 20%), memory 40 GB/s"
+    )
+    assert formats.calibration([at(90e9, 48e9)]).endswith(
+        "to the device 48.0 GB/s pinned and 12.0 pageable"
+    )
