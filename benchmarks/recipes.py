@@ -24,7 +24,7 @@ class Recipes(suite.Cases):
 class Batch256(suite.Cases):
     """Exercise: a batch of 256 as 4 micro-batches of 64."""
 
-    workload = {"cpu": "gpt-1m@seq=16,batch=256", "cuda": "gpt-124m@batch=256"}
+    workload = {"cpu": "gpt-1m@seq=16,batch=256", "cuda": "gpt-124m@seq=128,batch=256"}
     param_names = ["accumulation"]
     params = [["accum1", "accum4"]]
 

@@ -123,12 +123,15 @@ class Counters(Jsonable):
     Attributes:
         forwards: micro-batches that went forward.
         updates: optimizer updates.
+        shares: sum of the factors by which the micro-batches' losses counted.
+        parameters_changed: whether the update changed any parameter.
         flops: floating-point operations of matrix products, convolutions and attention
             (2 per multiply-add, causal attention counted in full: torch's own convention).
         matmul_flops: the same of forward and backward matrix products and attention, by the type
             of their inputs, `{"bfloat16": …}`.
-        matmul_error: relative error of the first float32 matrix product against float64; about
-            1e-7 for true float32 and 3e-4 for TF32; None where no float32 product ran.
+        matmul_error: largest relative error against float64 of the first float32 matrix product
+            and the first float32 convolution; about 1e-7 for true float32 and 3e-4 for TF32; None
+            where neither ran.
         operators: dispatched operators by name.
         saved_bytes: distinct bytes alive at the end of a forward pass because the backward pass
             needs them (parameters and inputs not counted); the largest micro-batch.
@@ -155,6 +158,8 @@ class Counters(Jsonable):
     recomputed_blocks: tuple[int, ...]
     recomputed_products: int
     loss_scale: float
+    shares: float = 1.0
+    parameters_changed: bool = True
     loader_processes: int = 0
     batches_ahead: int = 0
     epoch_batches: int = 0
@@ -163,8 +168,8 @@ class Counters(Jsonable):
 
     @property
     def counts(self) -> Counters:
-        """What must repeat exactly: all but the two figures that depend on the weights' values."""
-        return dataclasses.replace(self, matmul_error=None, loss_scale=0.0)
+        """What must repeat exactly: all but the figures that depend on the weights' values."""
+        return dataclasses.replace(self, matmul_error=None, loss_scale=0.0, shares=1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +190,9 @@ class Peak(Jsonable):
 class Memory(Jsonable):
     """Peaks by phase, and by category what a steady step's peak is made of.
 
-    `temporary_bytes` is the rest of the steady peak: activations and temporaries. `method` names
+    `working_bytes` is the peak beyond parameters and optimizer state: activations, temporaries and
+    those gradients that exist when it is reached (not all do: each is made during backward).
+    `method` names
     how the peaks were read: unlike methods are never compared.
     """
 
@@ -198,9 +205,8 @@ class Memory(Jsonable):
     optimizer_bytes: int
 
     @property
-    def temporary_bytes(self) -> int:
-        known = self.parameter_bytes + self.gradient_bytes + self.optimizer_bytes
-        return self.steady_step.allocated_bytes - known
+    def working_bytes(self) -> int:
+        return self.steady_step.allocated_bytes - self.parameter_bytes - self.optimizer_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Statistics against numbers computed by hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -130,3 +131,10 @@ def test_disturbances_of_case_and_baseline_are_told_once_in_order():
 def test_a_record_without_rounds_has_no_ratio():
     with pytest.raises(ValueError, match="no rounds"):
         stats.speedup(record(case("bf16")))
+
+
+def test_a_step_is_the_mean_where_workers_deliver_in_bursts():
+    bursts = measurement([0.001, 0.001, 0.001, 0.197])
+    assert stats.step_s(bursts) == 0.001
+    loaded = replace(bursts, counters=replace(bursts.counters, loader_processes=4))
+    assert stats.step_s(loaded) == pytest.approx(0.05)

@@ -28,6 +28,9 @@ import torch.utils.checkpoint
 import torch.utils.flop_counter  # noqa: F401
 
 PR_SET_PDEATHSIG = 1
+# A workload's module may ask at import whether there is CUDA: let torch answer that by NVML, which
+# leaves this process able to fork.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +61,7 @@ def in_child(work: Callable[..., Any], *arguments: Any, deadline_s: float) -> En
         child.start()
         theirs.close()
         try:
-            told = _await(ours, deadline_s)
+            told = _await(ours, child.pid, deadline_s)
         finally:
             _kill_group(child)
             ours.close()
@@ -67,15 +70,24 @@ def in_child(work: Callable[..., Any], *arguments: Any, deadline_s: float) -> En
     return Ended(answer=told["answer"], death=told["error"], wall_s=time.perf_counter() - began)
 
 
-def _await(ours: connection.Connection, deadline_s: float) -> dict[str, Any] | None:
-    """What the child told, or the deadline it missed; None where it vanished without a word."""
-    if not ours.poll(deadline_s):
-        late = f"no answer within its deadline of {deadline_s:g} s; it was killed"
-        return {"answer": None, "error": late}
+def _await(
+    ours: connection.Connection, pid: int | None, deadline_s: float
+) -> dict[str, Any] | None:
+    """What the child told, or the deadline it missed; None where it vanished without a word.
+
+    Its death is watched for itself: a grandchild that lives on keeps the pipe open.
+    """
+    assert pid is not None
+    alive = os.pidfd_open(pid)
     try:
-        return dict(json.loads(ours.recv_bytes()))
-    except EOFError:
+        if not connection.wait([ours, alive], deadline_s):
+            late = f"no answer within its deadline of {deadline_s:g} s; it was killed"
+            return {"answer": None, "error": late}
+        return dict(json.loads(ours.recv_bytes())) if ours.poll() else None
+    except (EOFError, OSError):
         return None
+    finally:
+        os.close(alive)
 
 
 def _child(

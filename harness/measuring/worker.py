@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import statistics
 import time
 import traceback
 from typing import Any
@@ -21,7 +22,7 @@ from harness.measuring.probes.surroundings import HostLoad
 from harness.measuring.probes.timing import Window, synchronize, time_steps
 from harness.measuring.settings import Settings
 from harness.measuring.sources import digest_of_harness, digest_of_workload, wrong_tree
-from harness.training.build import build
+from harness.training.build import batch_dependent, build
 from harness.training.data import Batches, HostBatch, data_digest
 from harness.training.step import train_step
 from harness.training.techniques import chosen_techniques
@@ -34,6 +35,9 @@ WARMUP_FLOOR, WARMUP_CAP = 2, 10
 STEADY = 1.1
 # A window with a skipped step is timed again so often.
 WINDOW_TRIES = 3
+
+# What torch raises as a plain RuntimeError: its CPU allocator, the driver, cuBLAS and cuDNN.
+OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 
 
 def measure_case(case_json: dict[str, Any], settings: Settings, device_type: str) -> dict[str, Any]:
@@ -49,6 +53,9 @@ def measure_case(case_json: dict[str, Any], settings: Settings, device_type: str
         return {"outcome": Outcome(kind="failed", reason=reason).to_json()}
     if device.type == "cpu":
         torch.set_num_threads(1)
+    elif torch.cuda._is_in_bad_fork():
+        reason = "importing the workload started CUDA; touch devices inside its functions only"
+        return {"outcome": Outcome(kind="failed", reason=reason).to_json()}
     subject = Subject(case, device)
     try:
         measurement, objection = subject.measure(settings)
@@ -67,12 +74,13 @@ class Subject:
     loop: Loop
     site: Site
     batches: Batches
+    first: HostBatch
     workload: Workload
 
     def __init__(self, case: Case, device: torch.device) -> None:
         self.case, self.device = case, device
         self.steps_run = 0
-        self.tokens = 0
+        self.tokens: list[int] = []
         self.waits_s: list[float] = []
         self.phase: Phase = "build"
 
@@ -87,11 +95,12 @@ class Subject:
         warmup_steps = self.steps_run
         window, disturbances, skipped = self._time(settings, fastest_s)
         waits_s, host_bytes = tuple(self.waits_s), memory.host_bytes()
+        tokens = round(statistics.fmean(self.tokens))
         steady_peak, categories = self._steady_memory(probe)
         pause_s, counted = self._count()
         measurement = Measurement(
             **dataclasses.asdict(window),
-            tokens=self.tokens,
+            tokens=tokens,
             build_s=build_s,
             warmup_steps=warmup_steps,
             steps_run=self.steps_run,
@@ -118,14 +127,14 @@ class Subject:
             for technique in chosen_techniques(self.case.combination)
             if (reason := technique.proof(counted, self.site.plan))
         )
-        return measurement, parity.objection() or skipped or window.objection() or next(
-            proofs, None
-        )
+        still = None if counted.parameters_changed else "the update changed no parameter"
+        objections = (parity.objection(), skipped, window.objection(), still, *proofs)
+        return measurement, next(filter(None, objections), None)
 
     def outcome_of(self, error: Exception) -> Outcome:
         """`oom` with its phase, or `failed`, from what ended the measurement."""
         out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-            isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+            isinstance(error, RuntimeError) and any(one in str(error) for one in OUT_OF_MEMORY)
         )
         return Outcome(
             kind="oom" if out_of_memory else "failed",
@@ -143,6 +152,7 @@ class Subject:
         began = time.perf_counter()
         host = next(self.batches)
         self.waits_s.append(time.perf_counter() - began)
+        self.tokens.append(self.workload.loss_terms(host[1]))
         return host
 
     def _step(self) -> None:
@@ -152,17 +162,22 @@ class Subject:
         self.phase = "warm-up"
         parity = Parity()
 
-        def observe() -> None:
-            parity.observe(self.loop, self._next(), self.site)
-
-        _, first_peak = probe.watch(observe)
+        # Kept on the host: memory and counts are of this batch in every process, however long it
+        # warmed up. Batches may be of unequal size.
+        self.first = self._next()
+        _, first_peak = probe.watch(lambda: parity.observe(self.loop, self.first, self.site))
         for _ in range(PARITY_STEPS - 1):
-            observe()
+            parity.observe(self.loop, self._next(), self.site)
         self.steps_run += parity.skipped
         return parity, first_peak
 
     def _warm_up(self) -> float:
-        """Step until a step is no slower than the fastest so far; that one's seconds."""
+        """Step until a step is no slower than the fastest so far; that one's seconds.
+
+        What workers loaded ahead during the slow first steps is used up before.
+        """
+        for _ in range(self.batches.most_ahead):
+            self._step()
         fastest_s = float("inf")
         for index in range(WARMUP_CAP):
             synchronize(self.device)
@@ -181,9 +196,12 @@ class Subject:
         """A window without a skipped step, what disturbed it, and an objection if none was had."""
         self.phase = "other"
         wanted = int(settings.window_s / fastest_s)
-        steps = max(settings.min_steps, min(settings.max_steps, wanted))
+        # Workers deliver in turn: a window holds each of them twice.
+        least = max(settings.min_steps, 2 * self.site.plan.loader.get("num_workers", 0))
+        steps = max(least, min(settings.max_steps, wanted))
         for _ in range(WINDOW_TRIES):
             self.waits_s.clear()
+            self.tokens.clear()
             scale, load_before = self.loop.loss_scale(), HostLoad.read()
             window = time_steps(self._step, steps, self.device)
             disturbances = load_before.disturbances(HostLoad.read())
@@ -199,23 +217,23 @@ class Subject:
             self.loop.update()
 
         loop = dataclasses.replace(self.loop, update=update)
-        _, peak = probe.watch(lambda: train_step(loop, self._next(), self.site))
+        self.steps_run += 1
+        _, peak = probe.watch(lambda: train_step(loop, self.first, self.site))
         return peak, categories
 
     def _count(self) -> tuple[float, Counters]:
         """Seconds of the pause between epochs, and what one step did."""
-        host = self._next()
-        self.tokens = self.workload.loss_terms(host[1])
+        self.steps_run += 1
         boundary = epoch_boundary(self.workload, self.site.plan)
         counted = counters.count(
             self.loop,
             self.workload.blocks(self.loop.model),
-            lambda loop: train_step(loop, host, self.site),
+            lambda loop: train_step(loop, self.first, self.site),
             loader_processes=boundary.loader_processes,
             workers_survived=boundary.workers_survived,
             batches_ahead=self.batches.most_ahead,
             epoch_batches=self.batches.epoch_batches,
-            pinned=any(leaf.is_pinned() for leaf in tree_leaves(host)),
+            pinned=any(leaf.is_pinned() for leaf in tree_leaves(self.first)),
         )
         return boundary.pause_s, counted
 
@@ -230,11 +248,18 @@ class Subject:
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version() if cuda else None,
-            "nccl": ".".join(map(str, torch.cuda.nccl.version())) if cuda else None,
+            "nccl": _nccl() if cuda else None,
+            "batch_dependent": batch_dependent(self.workload, self.loop.model),
             "threads": torch.get_num_threads(),
             "allocator": os.environ.get("PYTORCH_ALLOC_CONF")
             or os.environ.get("PYTORCH_CUDA_ALLOC_CONF"),
         }
+
+
+def _nccl() -> str | None:
+    if not torch.distributed.is_nccl_available():
+        return None
+    return ".".join(map(str, torch.cuda.nccl.version()))
 
 
 def _phase_of(error: Exception) -> Phase | None:

@@ -39,7 +39,7 @@ def hover(row: Row) -> str:
             f"{formats.rate(figures.tokens_per_s)} items/s",
             f"speed-up {formats.estimate(figures.speedup)} over {figures.speedup.rounds} rounds",
             f"peak {formats.mebibytes(figures.peak_bytes)} MiB",
-            f"of it activations and temporaries {formats.mebibytes(figures.temporary_bytes)} MiB",
+            f"beyond parameters and optimizer state {formats.mebibytes(figures.working_bytes)} MiB",
             f"memory {formats.estimate(figures.memory_ratio)}",
             f"loss difference {formats.difference(figures.loss_difference)}",
             *(f"disturbed: {one}" for one in figures.disturbances),

@@ -20,8 +20,8 @@ from harness.store import RunFile
 class Figures:
     """What an `ok` case's rounds say; sizes and times are medians over rounds.
 
-    `peak_bytes` is the steady step's allocated peak, `temporary_bytes` the part of it that is
-    neither parameters, gradients nor optimizer state, `data_wait_share` the part of a step that
+    `peak_bytes` is the steady step's allocated peak, `working_bytes` the part of it that is
+    neither parameters nor optimizer state, `data_wait_share` the part of a step that
     waited for its batch. A record from before loading was
     observed has None for its figures.
     """
@@ -30,7 +30,7 @@ class Figures:
     speedup: Estimate
     peak_bytes: float
     memory_ratio: Estimate
-    temporary_bytes: float
+    working_bytes: float
     loss_difference: float
     tokens_per_s: float
     data_wait_share: float | None
@@ -132,7 +132,7 @@ def _medians(processes: Sequence[Measurement]) -> dict[str, Any]:
     return {
         "step_s": median(stats.step_s),
         "peak_bytes": median(lambda process: process.memory.steady_step.allocated_bytes),
-        "temporary_bytes": median(lambda process: process.memory.temporary_bytes),
+        "working_bytes": median(lambda process: process.memory.working_bytes),
         "tokens_per_s": median(lambda process: process.tokens / stats.step_s(process)),
         "data_wait_share": median(lambda one: sum(one.data_wait_s) / sum(one.step_s))
         if observed

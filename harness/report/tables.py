@@ -21,7 +21,7 @@ COLUMNS: dict[str, Callable[[Figures], str]] = {
     "speed-up": lambda one: formats.estimate(one.speedup),
     "peak MiB": lambda one: formats.mebibytes(one.peak_bytes),
     "memory": lambda one: formats.ratio(one.memory_ratio.median),
-    "act+temp MiB": lambda one: formats.mebibytes(one.temporary_bytes),
+    "grad+act MiB": lambda one: formats.mebibytes(one.working_bytes),
     "loss diff": lambda one: formats.difference(one.loss_difference),
     "items/s": lambda one: formats.rate(one.tokens_per_s),
 }
@@ -37,7 +37,7 @@ LEFT = ("combination", "outcome", "speed-up")
 LEGEND = (
     "speed-up: baseline step time / the case's, median over paired rounds [95% interval], above 1 "
     "is faster; memory: peak of a steady step / the baseline's, below 1 needs less.",
-    "act+temp: activations and temporaries, a part of the peak; loss diff: largest relative "
+    "grad+act: the peak beyond parameters and optimizer state; loss diff: largest relative "
     "difference of loss or gradient norm from the baseline, 0 is bit-equal; items: tokens or "
     "images, what the loss is a mean over; 1 MiB = 2^20 bytes.",
 )

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from harness.core import Combination
 from harness.training.step import plain_loop
 from harness.training.techniques import chosen_techniques
 from harness.training.types import Loop, Plan, Site, Workload
+
+
+def batch_dependent(workload: Workload, model: nn.Module) -> bool:
+    """Whether a sample's output depends on its batch: the workload's word, or by its modules."""
+    if workload.batch_dependent is not None:
+        return workload.batch_dependent
+    return any(
+        isinstance(part, _BatchNorm) or (isinstance(part, _DropoutNd) and part.p > 0)
+        for part in model.modules()
+    )
 
 
 def build(workload: Workload, combination: Combination, device: torch.device) -> tuple[Loop, Site]:

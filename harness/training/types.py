@@ -68,6 +68,7 @@ class Workload:
         collate: makes a batch of samples; torch's own unless said otherwise.
         batch_dependent: whether a sample's output depends on the batch it is in (BatchNorm, or
             dropout, which draws anew): micro-batches then are other mathematics than the whole.
+            None: whether the model has such modules; functional dropout cannot be seen.
         seed: of weights, data order and dropout.
         name: canonical spelling, parameters that differ from the default included; filled in for
             a workload of your own.
@@ -83,7 +84,7 @@ class Workload:
     blocks: Callable[[nn.Module], list[nn.Module]] = lambda model: []
     optimizer: MakeOptimizer = _adamw
     collate: Callable[[list[Any]], Any] = default_collate
-    batch_dependent: bool = False
+    batch_dependent: bool | None = None
     seed: int = 0
     name: str = ""
     data_digest: Callable[[], str] | None = None

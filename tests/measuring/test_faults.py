@@ -207,3 +207,14 @@ def test_a_stopped_run_loses_at_most_the_running_case(tmp_path, how):
     assert [str(one.case.combination) for one in file.records] == ["baseline", "ckpt1", "accum2"]
     assert str(file.records[-1].outcome).startswith(expected)
     assert file.closed
+
+
+def test_a_death_is_noticed_though_a_grandchild_lives_on():
+    def orphaning():
+        if os.fork() == 0:
+            time.sleep(60)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    began = time.monotonic()
+    assert "killed by SIGKILL" in in_child(orphaning, deadline_s=30).death
+    assert time.monotonic() - began < 10

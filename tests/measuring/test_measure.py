@@ -29,7 +29,7 @@ def test_the_baseline_by_hand(measured):
     assert memory.optimizer_bytes == 2 * 4 * PARAMETERS + 4 * tensors
     assert memory.build.allocated_bytes >= 4 * PARAMETERS
     assert memory.steady_step.allocated_bytes > 4 * 4 * PARAMETERS
-    assert memory.temporary_bytes > 0
+    assert memory.working_bytes > 0
     assert one.steps_run == one.warmup_steps + 3 + 2
 
 

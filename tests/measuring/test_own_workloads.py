@@ -64,3 +64,16 @@ def test_a_batch_that_cannot_be_split(measured):
     outcome = measured("baseline", f"{OWN}:text_in_the_batch").outcome
     assert outcome.kind == "failed"
     assert "must hold tensors whose first dimension is the global batch of 8" in outcome.reason
+
+
+@pytest.mark.parametrize("name", ["linear_blocks", "shared_activation", "called_by_keyword"])
+def test_every_block_that_is_checkpointed_is_seen(measured, name):
+    record = measured("ckpt1", f"{OWN}:{name}")
+    assert record.outcome.ok, record.outcome
+    assert record.rounds[0].case.counters.recomputed_blocks == (2, 1, 0)
+
+
+def test_dropout_in_the_model_is_seen(measured):
+    record = measured("accum4", f"{OWN}:with_dropout")
+    assert record.outcome.ok, record.outcome
+    assert stats.loss_difference(record) > 1e-3

@@ -26,7 +26,33 @@ def test_removing_the_division_by_n(measured, monkeypatch):
         "micro_batches",
         lambda host, site: ((replace(batch, share=1.0), last) for batch, last in real(host, site)),
     )
+    assert "shares of the loss sum to 4, not to 1" in broken(measured("accum4"))
+
+
+def test_a_gradient_that_is_n_times_as_large(measured, monkeypatch):
+    real = build_module.plain_loop
+
+    def undivided(*arguments):
+        loop = real(*arguments)
+        return replace(loop, forward=lambda batch: loop.forward(batch) / batch.share)
+
+    monkeypatch.setattr(build_module, "plain_loop", undivided)
     assert "differs from the baseline's by 3.0e+00" in broken(measured("accum4"))
+
+
+def test_removing_the_division_where_micro_batches_are_other_mathematics(measured, monkeypatch):
+    real = step_module.micro_batches
+    monkeypatch.setattr(
+        step_module,
+        "micro_batches",
+        lambda host, site: ((replace(batch, share=1.0), last) for batch, last in real(host, site)),
+    )
+    assert "shares of the loss sum to 4" in broken(measured("accum4", "cnn-tiny"))
+
+
+def test_an_update_that_changes_nothing(measured, monkeypatch):
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, closure=None: None)
+    assert "changed no parameter" in broken(measured("baseline"))
 
 
 def test_removing_an_accumulated_micro_batch(measured, monkeypatch):

@@ -26,8 +26,8 @@ def text_rows(text):
 def test_a_record_gives_exactly_this_row():
     file = run_file([record(case("bf16"), [(FASTER, BASELINE)] * 2)])
     assert text_rows(tables.terminal(file)) == [
-        ["baseline", "ok", "100", "1.00x", "100", "1.00x", "70.0", "0", "10,000"],
-        ["bf16", "ok", "50.0", "2.00x", "75.0", "0.75x", "45.0", "1.0e-03", "20,000"],
+        ["baseline", "ok", "100", "1.00x", "100", "1.00x", "80.0", "0", "10,000"],
+        ["bf16", "ok", "50.0", "2.00x", "75.0", "0.75x", "55.0", "1.0e-03", "20,000"],
     ]
 
 
@@ -149,7 +149,7 @@ def test_json_has_base_units_and_null_where_there_is_no_finite_number():
         "speedup": {"median": 2.0, "low": None, "high": None, "rounds": 1},
         "peak_bytes": 75 * MIB,
         "memory_ratio": {"median": 0.75, "low": None, "high": None, "rounds": 1},
-        "temporary_bytes": 45 * MIB,
+        "working_bytes": 55 * MIB,
         "loss_difference": pytest.approx(0.001),
         "tokens_per_s": 20000.0,
         "data_wait_share": None,

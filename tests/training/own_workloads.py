@@ -142,3 +142,54 @@ def lacking():
 
 
 nothing = 42
+
+
+class Blocks(nn.Module):
+    """Three blocks made by `make`, each called by `call`."""
+
+    def __init__(self, make, call=lambda block, hidden: block(hidden)):
+        super().__init__()
+        self.blocks = nn.ModuleList(make() for _ in range(3))
+        self.head = nn.Linear(WIDTH, CLASSES)
+        self.call = call
+
+    def forward(self, hidden):
+        for block in self.blocks:
+            hidden = torch.relu(self.call(block, hidden))
+        return self.head(hidden)
+
+
+class Keyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, *, hidden):
+        return self.inner(hidden).tanh()
+
+
+def _of_blocks(make, **options):
+    return Workload(
+        model=lambda: Blocks(make, **options),
+        dataset=lambda: Points(lambda features, label: (features, label)),
+        loss=functional.cross_entropy,
+        blocks=lambda model: list(model.blocks),
+        global_batch=8,
+    )
+
+
+def linear_blocks():
+    return _of_blocks(lambda: nn.Linear(WIDTH, WIDTH))
+
+
+def shared_activation():
+    shared = nn.Tanh()
+    return _of_blocks(lambda: nn.Sequential(shared, nn.Linear(WIDTH, WIDTH), shared))
+
+
+def called_by_keyword():
+    return _of_blocks(Keyword, call=lambda block, hidden: block(hidden=hidden))
+
+
+def with_dropout():
+    return _of_blocks(lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Dropout(0.3)))

@@ -6,6 +6,7 @@ time, so its step is never a timed one.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,8 +24,8 @@ from harness.core import Counters
 from harness.training.products import flops, is_product
 from harness.training.types import Batch, Loop
 
-# Rows of the left factor that are multiplied again in float64: enough for an error, never large.
-CHECKED_ROWS = 128
+# Rows and columns of a product that are computed again in float64: enough for an error.
+CHECKED = 128
 
 
 def count(
@@ -35,13 +36,14 @@ def count(
     `loading` is what was observed of the loader: the fields of Counters that this cannot see.
     """
     operators = _Operators()
-    recomputed = _Recomputed()
     calls: Counter[str] = Counter()
     scales: list[float] = []
+    shares: list[float] = []
     losses: list[Tensor] = []
 
     def forward(batch: Batch) -> Tensor:
         calls["forwards"] += 1
+        shares.append(batch.share)
         with operators.held_for_backward():
             loss = loop.forward(batch)
         losses.append(loss.detach())
@@ -51,21 +53,24 @@ def count(
         calls["updates"] += 1
         loop.update()
 
+    before = _checksums(loop.model)
     with ExitStack() as stack:
-        stack.enter_context(recomputed.watch(blocks))
+        recomputed = stack.enter_context(_recomputed(blocks))
         stack.enter_context(_backward_roots(lambda root: scales.append(_over(root, losses[-1]))))
         stack.enter_context(operators)
         step(replace(loop, forward=forward, update=update))
     return Counters(
         forwards=calls["forwards"],
         updates=calls["updates"],
+        shares=sum(shares),
+        parameters_changed=_checksums(loop.model) != before,
         flops=operators.flops,
         matmul_flops=dict(operators.matmul_flops),
-        matmul_error=operators.matmul_error,
+        matmul_error=operators.matmul_error(),
         operators=dict(sorted(operators.names.items())),
         saved_bytes=operators.saved_bytes,
         blocks=len(blocks),
-        recomputed_blocks=tuple(recomputed.blocks),
+        recomputed_blocks=tuple(recomputed),
         recomputed_products=operators.recomputed_products,
         loss_scale=max(scales, default=0.0),
         **loading,
@@ -85,7 +90,7 @@ class _Operators(TorchDispatchMode):
         self.names: Counter[str] = Counter()
         self.matmul_flops: Counter[str] = Counter()
         self.flops = 0
-        self.matmul_error: float | None = None
+        self._errors: dict[str, float] = {}
         self.recomputed_products = 0
         self.saved_bytes = 0
         self._made: dict[int, tuple[StorageWeakRef, int]] | None = None
@@ -117,12 +122,13 @@ class _Operators(TorchDispatchMode):
         self.flops += amount
         self.matmul_flops[str(factors[0].dtype).removeprefix("torch.")] += amount
         self.recomputed_products += recomputing()
-        if (
-            self.matmul_error is None
-            and func is torch.ops.aten.mm.default
-            and factors[0].dtype == torch.float32
-        ):
-            self.matmul_error = _error_of_product(factors[0], factors[1], result)
+        if factors[0].dtype == torch.float32 and func in _EXACT and str(func) not in self._errors:
+            error = _EXACT[func](args, result)
+            if not math.isnan(error):  # a product of zeros tells nothing
+                self._errors[str(func)] = error
+
+    def matmul_error(self) -> float | None:
+        return max(self._errors.values(), default=None)
 
     @contextmanager
     def held_for_backward(self) -> Iterator[None]:
@@ -136,37 +142,36 @@ class _Operators(TorchDispatchMode):
             self._made = None
 
 
-class _Recomputed:
-    """Notices that a block's forward runs during backward, by the first submodule it calls.
+@contextmanager
+def _recomputed(blocks: list[nn.Module]) -> Iterator[list[int]]:
+    """Collect the index of every block whose own forward runs during backward.
 
-    The block's own hooks stay silent then: checkpointing calls its original forward directly.
+    Watched in the classes that define those forwards: checkpointing calls them directly, where no
+    hook of the block is heard.
     """
+    seen: list[int] = []
+    indices = {id(block): index for index, block in enumerate(blocks)}
+    running: set[int] = set()
 
-    def __init__(self) -> None:
-        self.blocks: list[int] = []
-        self._first: dict[int, nn.Module] = {}
+    def watched(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: nn.Module, *arguments: Any, **named: Any) -> Any:
+            outermost = id(self) in indices and id(self) not in running
+            if outermost and recomputing():
+                seen.append(indices[id(self)])
+            running.add(id(self))
+            try:
+                return forward(self, *arguments, **named)
+            finally:
+                if outermost:
+                    running.discard(id(self))
 
-    @contextmanager
-    def watch(self, blocks: list[nn.Module]) -> Iterator[None]:
-        handles = []
-        for index, block in enumerate(blocks):
-            for part in block.modules():
-                if part is not block:
-                    handles.append(part.register_forward_pre_hook(self._entered(index)))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        return call
 
-    def _entered(self, index: int) -> Callable[[nn.Module, Any], None]:
-        def hook(part: nn.Module, arguments: Any) -> None:
-            if not recomputing():
-                self._first.setdefault(index, part)
-            elif part is self._first.get(index):
-                self.blocks.append(index)
-
-        return hook
+    kinds = {kind for block in blocks for kind in type(block).__mro__ if "forward" in vars(kind)}
+    with ExitStack() as stack:
+        for kind in kinds - {nn.Module}:
+            stack.enter_context(patch.object(kind, "forward", watched(vars(kind)["forward"])))
+        yield seen
 
 
 @contextmanager
@@ -186,6 +191,28 @@ def _over(root: Tensor, loss: Tensor) -> float:
     return float(root / loss) if float(loss) else 0.0
 
 
-def _error_of_product(left: Tensor, right: Tensor, result: Tensor) -> float:
-    exact = left[:CHECKED_ROWS].double() @ right.double()
-    return float((result[:CHECKED_ROWS].double() - exact).norm() / exact.norm())
+def _checksums(model: nn.Module) -> list[float]:
+    return [float(p.detach().double().sum()) for p in model.parameters() if p.requires_grad]
+
+
+def _error(result: Tensor, exact: Tensor) -> float:
+    return float((result.double() - exact).norm() / exact.norm())
+
+
+def _error_of_product(arguments: Any, result: Tensor) -> float:
+    left, right = arguments[0][:CHECKED], arguments[1][:, :CHECKED]
+    return _error(result[:CHECKED, :CHECKED], left.double() @ right.double())
+
+
+def _error_of_convolution(arguments: Any, result: Tensor) -> float:
+    image, weight, bias, *options = arguments
+    exact = torch.ops.aten.convolution.default(
+        image[:1].double(), weight.double(), bias if bias is None else bias.double(), *options
+    )
+    return _error(result[:1], exact)
+
+
+_EXACT: dict[Any, Callable[[Any, Tensor], float]] = {
+    torch.ops.aten.mm.default: _error_of_product,
+    torch.ops.aten.convolution.default: _error_of_convolution,
+}

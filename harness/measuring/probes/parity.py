@@ -30,7 +30,10 @@ class Parity:
 
     def observe(self, loop: Loop, host: HostBatch, site: Site) -> None:
         """Step on one global batch until a step is applied, and keep that step's figures."""
+        draws = _random_state(site)
         for _ in range(MOST_SKIPS):
+            # A repeated batch meets the same dropout.
+            draws()
             before = loop.loss_scale()
             loss, norm = _observed_step(loop, host, site)
             if loop.loss_scale() >= before:
@@ -48,6 +51,19 @@ class Parity:
             if not torch.tensor([loss, norm]).isfinite().all():
                 return f"step {step} had loss {loss:g} and gradient norm {norm:g}"
         return None
+
+
+def _random_state(site: Site) -> Callable[[], None]:
+    """What puts torch's generators back to where they are now."""
+    host = torch.get_rng_state()
+    device = torch.cuda.get_rng_state(site.device) if site.device.type == "cuda" else None
+
+    def restore() -> None:
+        torch.set_rng_state(host)
+        if device is not None:
+            torch.cuda.set_rng_state(device, site.device)
+
+    return restore
 
 
 def _observed_step(loop: Loop, host: HostBatch, site: Site) -> tuple[float, float]:

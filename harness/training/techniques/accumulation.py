@@ -18,6 +18,8 @@ def _proof(counters: Counters, plan: Plan) -> str | None:
             f"a step ran {counters.forwards} micro-batches and {counters.updates} updates, "
             f"not {plan.micro_batches} and 1"
         )
+    if abs(counters.shares - 1.0) > 1e-6:
+        return f"the micro-batches' shares of the loss sum to {counters.shares:g}, not to 1"
     return None
 
 

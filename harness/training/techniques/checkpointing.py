@@ -31,18 +31,21 @@ def _replace_forward(block: nn.Module, forward: Callable[..., Any]) -> None:
 
 def _checkpoint_segment(blocks: Sequence[nn.Module], **options: Any) -> None:
     """Let the first block run all of them under one checkpoint, and the others pass on."""
-    forwards = [partial(type(block).forward, block) for block in blocks]
+    first, *others = blocks
+    kinds = [(type(block), block) for block in others]
+    first_kind = type(first)
 
-    def run_all(hidden: Any, *arguments: Any, **named: Any) -> Any:
-        for forward in forwards:
-            hidden = forward(hidden, *arguments, **named)
+    def run_all(*arguments: Any, **named: Any) -> Any:
+        hidden = first_kind.forward(first, *arguments, **named)
+        for kind, block in kinds:
+            hidden = kind.forward(block, hidden, *arguments[1:], **named)
         return hidden
 
     def lead(self: nn.Module, *arguments: Any, **named: Any) -> Any:
         return checkpoint(run_all, *arguments, use_reentrant=False, **options, **named)
 
-    _replace_forward(blocks[0], lead)
-    for block in blocks[1:]:
+    _replace_forward(first, lead)
+    for block in others:
         _replace_forward(block, lambda self, hidden, *_, **__: hidden)
 
 

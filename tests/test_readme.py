@@ -1,0 +1,82 @@
+"""What README shows was run: its commands work, its table is the committed results' own."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# Enough to see that a command works; how long it measures is not README's point.
+QUICK = ["--rounds", "1", "--steps", "2"]
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands(program):
+    lines = [line for block in blocks("console") for line in block.splitlines()]
+    called = [line[2:].partition("#")[0].strip() for line in lines if line.startswith("$ ")]
+    return [line for line in called if line.startswith(program)]
+
+
+def stepbench(command, cwd):
+    done = subprocess.run(
+        [*shlex.split(command)], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_table_is_what_report_prints_of_the_committed_results():
+    shown = [line for line in README.splitlines() if re.match(r"\| (?!combination)", line)]
+    assert len(shown) >= 10
+    printed = stepbench("stepbench report results --markdown --all", ROOT)
+    for line in shown:
+        assert re.sub(r" +", " ", line) in re.sub(r" +", " ", printed)
+    [caption] = [line for line in README.splitlines() if line.startswith("torch ")]
+    assert caption in printed
+
+
+def test_there_are_commands_to_run():
+    assert {line.split()[1] for line in commands("stepbench")} >= {
+        "run",
+        "report",
+        "list",
+        "publish",
+    }
+    assert set(commands("make")) == {"make bench", "make test"}
+
+
+@pytest.mark.parametrize("command", commands("stepbench run"))
+def test_run_commands(command, tmp_path):
+    (tmp_path / "lenet.py").write_text(blocks("python")[0], encoding="utf-8")
+    assert "baseline" in stepbench(" ".join([command, *QUICK]), tmp_path)
+
+
+def test_a_strangers_model_goes_through_every_axis(tmp_path):
+    (tmp_path / "lenet.py").write_text(blocks("python")[0], encoding="utf-8")
+    table = ""
+    for axis in ("precision", "accumulation", "checkpointing", "workers", "pinning", "prefetch"):
+        varied = f"stepbench run -w lenet:digits --vary {axis}"
+        table += stepbench(" ".join([varied, *QUICK]), tmp_path)
+    for name, outcome in {
+        "bf16": "ok",
+        "tf32": "unsupported",
+        "accum8": "ok",
+        "ckpt1": "unsupported",
+        "workers16": "ok",
+        "pinned": "unsupported",
+        "prefetch4": "unsupported",
+    }.items():
+        assert re.search(rf"^{name} +{outcome}", table, re.MULTILINE), name
+
+
+def test_the_shown_technique_is_the_one_that_runs():
+    source = (ROOT / "harness/training/techniques/precision.py").read_text(encoding="utf-8")
+    squeezed = re.sub(r"\s+", " ", source)
+    for part in blocks("python")[1].split("\n\n\n"):
+        assert re.sub(r"\s+", " ", part).strip() in squeezed
