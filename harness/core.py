@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 # The ruler's version. Raise it whenever a change makes the same case give another number.
-MEASURE_VERSION = 1
+MEASURE_VERSION = 2
 
 OutcomeKind = Literal["ok", "oom", "unsupported", "invalid", "failed"]
 Phase = Literal["build", "data", "forward", "backward", "update", "warm-up", "other"]
@@ -124,7 +124,8 @@ class Counters(Jsonable):
         forwards: micro-batches that went forward.
         updates: optimizer updates.
         shares: sum of the factors by which the micro-batches' losses counted.
-        parameters_changed: whether the update changed any parameter.
+        parameters_changed: whether the update changed any parameter, or was one that the scaler
+            skipped.
         flops: floating-point operations of matrix products, convolutions and attention
             (2 per multiply-add, causal attention counted in full: torch's own convention).
         matmul_flops: the same of forward and backward matrix products and attention, by the type

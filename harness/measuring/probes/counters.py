@@ -53,7 +53,7 @@ def count(
         calls["updates"] += 1
         loop.update()
 
-    before = _checksums(loop.model)
+    before, scale = _checksums(loop.model), loop.loss_scale()
     with ExitStack() as stack:
         recomputed = stack.enter_context(_recomputed(blocks))
         stack.enter_context(_backward_roots(lambda root: scales.append(_over(root, losses[-1]))))
@@ -63,7 +63,7 @@ def count(
         forwards=calls["forwards"],
         updates=calls["updates"],
         shares=sum(shares),
-        parameters_changed=_checksums(loop.model) != before,
+        parameters_changed=_checksums(loop.model) != before or loop.loss_scale() < scale,
         flops=operators.flops,
         matmul_flops=dict(operators.matmul_flops),
         matmul_error=operators.matmul_error(),
