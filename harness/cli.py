@@ -8,6 +8,7 @@ given with --minutes ran out, run the same command again to go on; 130 stopped b
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from typing import Any
 
 import click
 
-from harness.core import Case, StepbenchError
+from harness.core import Case, Combination, StepbenchError
 
 EXIT_CODES = (
     "Exit codes: 0 every case has a number or is unsupported here; 1 a case failed, ran out of "
@@ -61,6 +62,17 @@ def stepbench() -> None:
     "combination of one choice each.",
 )
 @click.option("-w", "--workload", metavar="NAME", help="Default: gpt-124m on a GPU, else gpt-1m.")
+@click.option(
+    "--ranks",
+    metavar="N,…",
+    help="Ranks of what is data-parallel, one case for each number. Default: torchrun's processes, "
+    "or all GPUs, or 2 on a CPU.",
+)
+@click.option(
+    "--weak",
+    is_flag=True,
+    help="Grow the global batch with the ranks (weak scaling) instead of splitting it over them.",
+)
 @click.option("-r", "--rounds", default=2, show_default=True, help="6 or more give intervals.")
 @click.option("--steps", default=20, show_default=True, help="Most timed steps a process.")
 @click.option("--minutes", type=float, help="Start no case after so long, and exit with 3.")
@@ -74,6 +86,8 @@ def run(
     combinations: tuple[str, ...],
     choices: tuple[str, ...],
     workload: str | None,
+    ranks: str | None,
+    weak: bool,
     rounds: int,
     steps: int,
     minutes: float | None,
@@ -90,9 +104,12 @@ def run(
     \b
       stepbench run bf16+accum4 -w gpt-1m@seq=128,batch=4
       stepbench run --vary fp32,bf16 --vary checkpointing --rounds 8
+      stepbench run ddp fsdp2+ckpt1 --ranks 1,2
+      torchrun --nnodes 2 … -m harness.cli run ddp --ranks 2
     """
     from harness.measuring.settings import Settings
     from harness.measuring.sweep import close_sweep, open_sweep, sweep, this_machine
+    from harness.measuring.team import default_ranks, dismiss, follow, leads
     from harness.report import tables
     from harness.report.progress import Bar
     from harness.training.workloads import canonical, default
@@ -101,10 +118,15 @@ def run(
         raise StepbenchError(
             f"--minutes {minutes} and --deadline-s {deadline_s}: times must be numbers from 0 up"
         )
+    if not leads():
+        follow()
+        return 0
     settings = Settings(rounds=rounds, max_steps=steps, min_steps=min(5, steps))
     chosen = canonical(workload) if workload else default(this_machine())
-    cases = _cases(chosen, combinations, choices)
-    file = open_sweep(results, settings, project=Path.cwd(), commit=commit)
+    numbers = _numbers(ranks) if ranks else [default_ranks(this_machine())]
+    cases = _cases(chosen, combinations, choices, ranks=numbers, weak=weak)
+    most = max(case.ranks for case in cases)
+    file = open_sweep(results, settings, project=Path.cwd(), commit=commit, gpus=most)
     began = time.monotonic()
     with Bar(len(cases)) as bar:
         finished = sweep(
@@ -116,6 +138,7 @@ def run(
         )
     if finished:
         close_sweep(file)
+    dismiss()
     _print(tables.as_json(file) if as_json else tables.terminal(file))
     if not finished:
         click.echo("stepbench: time ran out; run the same command again to go on", err=True)
@@ -196,17 +219,17 @@ def list_(as_json: bool) -> int:
     from tabulate import tabulate
 
     from harness.measuring.sweep import this_machine
+    from harness.measuring.team import default_ranks
     from harness.training import techniques, workloads
 
     machine = this_machine()
+    any_case = Case(workload=workloads.default(machine), ranks=default_ranks(machine))
     rows = [
         {
             "axis": axis.name,
             "technique": technique.name + (" (baseline)" if name == axis.baseline else ""),
             "about": technique.about,
-            "not here because": technique.unsupported(
-                Case(workload=workloads.default(machine)), machine
-            ),
+            "not here because": technique.unsupported(any_case, machine),
         }
         for axis in techniques.AXES
         for name in axis.examples
@@ -269,20 +292,46 @@ def init(workload: str | None) -> int:
     return 0
 
 
-def _cases(workload: str, combinations: Sequence[str], choices: Sequence[str]) -> list[Case]:
+def _cases(
+    workload: str,
+    combinations: Sequence[str],
+    choices: Sequence[str],
+    *,
+    ranks: Sequence[int],
+    weak: bool,
+) -> list[Case]:
     """What the arguments ask for, the baseline first; a mistake that was named is an error."""
     from harness.measuring.sweep import product
     from harness.training import techniques
-    from harness.training.workloads import load
+    from harness.training.workloads import of_case
 
-    named = [Case(workload=workload, combination=techniques.parse(one)) for one in combinations]
+    def on_ranks(combination: Combination) -> list[Case]:
+        several = "parallel" in combination.techniques
+        return [
+            Case(
+                workload=workload,
+                combination=combination,
+                ranks=number,
+                batch_factor=number if weak else 1,
+            )
+            for number in (ranks if several else [1])
+        ]
+
+    named = [case for one in combinations for case in on_ranks(techniques.parse(one))]
     for case in named:
-        if reason := techniques.refused(load(workload), case.combination):
+        if reason := techniques.refused(of_case(case), case):
             raise StepbenchError(reason)
-    varied = product(workload, [_names(choice) for choice in choices]) if choices else []
+    varied = product([_names(choice) for choice in choices]) if choices else []
     if not named and not varied:
-        varied = [one for axis in techniques.AXES for one in product(workload, [axis.examples])]
-    return list(dict.fromkeys([Case(workload=workload), *named, *varied]))
+        varied = [one for axis in techniques.AXES for one in product([axis.examples])]
+    others = [case for one in varied for case in on_ranks(one)]
+    return list(dict.fromkeys([Case(workload=workload), *named, *others]))
+
+
+def _numbers(text: str) -> list[int]:
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
+        raise StepbenchError(f"--ranks {text}: numbers from 1 on with commas between them")
+    return [int(number) for number in text.split(",")]
 
 
 def _names(choice: str) -> Sequence[str]:

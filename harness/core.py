@@ -83,15 +83,31 @@ class Combination(Jsonable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case(Jsonable):
-    """A workload (its canonical spelling) under a combination on a number of ranks."""
+    """A workload (its canonical spelling) under a combination on a number of ranks.
+
+    `batch_factor` is how many of the workload's global batches make one of the case's: 1 splits
+    the same batch over the ranks (strong scaling), `ranks` grows it with them (weak scaling).
+    """
 
     workload: str
     combination: Combination = Combination()
     ranks: int = 1
+    batch_factor: int = 1
 
     def __str__(self) -> str:
+        return f"{self.workload} {self.chosen}"
+
+    @property
+    def chosen(self) -> str:
+        """All but the workload: `ddp on 2 ranks, global batch x2`."""
+        return f"{self.combination}{self.spread}"
+
+    @property
+    def spread(self) -> str:
+        """The ranks and the batch, each where it is not 1: ` on 2 ranks, global batch x2`."""
         ranks = f" on {self.ranks} ranks" if self.ranks > 1 else ""
-        return f"{self.workload} {self.combination}{ranks}"
+        grown = f", global batch x{self.batch_factor}" if self.batch_factor > 1 else ""
+        return f"{ranks}{grown}"
 
     @property
     def baseline(self) -> Case:
@@ -101,11 +117,15 @@ class Case(Jsonable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome(Jsonable):
-    """How a case ended. `reason` is one line and always there unless the case is `ok`."""
+    """How a case ended. `reason` is one line and always there unless the case is `ok`.
+
+    `traceback` is that of the error, outermost call first, where there was one.
+    """
 
     kind: OutcomeKind
     reason: str | None = None
     phase: Phase | None = None
+    traceback: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -123,7 +143,7 @@ class Counters(Jsonable):
     Attributes:
         forwards: micro-batches that went forward.
         updates: optimizer updates.
-        shares: sum of the factors by which the micro-batches' losses counted.
+        shares: sum of the factors by which the micro-batches' losses counted; the mean over ranks.
         parameters_changed: whether the update changed any parameter, or was one that the scaler
             skipped.
         flops: floating-point operations of matrix products, convolutions and attention
@@ -146,6 +166,12 @@ class Counters(Jsonable):
         epoch_batches: batches in one epoch.
         workers_survived: whether the same worker processes loaded the next epoch.
         pinned: whether the batch lay in page-locked memory.
+        replicas: devices that products ran on in this process: several under DataParallel.
+        group_ranks: ranks of the process group; 0 where there is none.
+        sharded_parameters: parameters of which this rank holds a shard.
+        collective_calls: collectives of this rank by kind, `{"all_reduce": 2}`.
+        collective_bytes: their payload by kind, each the size of the whole tensor: what an
+            all-reduce works on, what an all-gather yields, what a reduce-scatter is given.
     """
 
     forwards: int
@@ -166,6 +192,11 @@ class Counters(Jsonable):
     epoch_batches: int = 0
     workers_survived: bool = False
     pinned: bool = False
+    replicas: int = 1
+    group_ranks: int = 0
+    sharded_parameters: int = 0
+    collective_calls: Mapping[str, int] = field(default_factory=dict)
+    collective_bytes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def counts(self) -> Counters:
@@ -211,8 +242,36 @@ class Memory(Jsonable):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Communication(Jsonable):
+    """Seconds of one step under torch's profiler, one that is never timed otherwise.
+
+    `running_s`: some collective ran. `exposed_s`: one ran and nothing was computed meanwhile (on
+    CPU no operator, on CUDA no other kernel).
+    """
+
+    step_s: float
+    running_s: float
+    exposed_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rank(Jsonable):
+    """What one rank of several measured for itself."""
+
+    window_s: float
+    memory: Memory
+    collective_calls: Mapping[str, int]
+    collective_bytes: Mapping[str, int]
+    communication: Communication | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement(Jsonable):
-    """What one fresh process measured of one case.
+    """What one fresh process measured of one case, or a group of them, one a rank.
+
+    Of several ranks the slowest's window counts, and the memory of the one whose steady peak is
+    the largest (of build and first step the largest of any); counters are rank 0's; losses are
+    means, tokens and host memory sums over ranks.
 
     Attributes:
         step_s: seconds of each timed optimizer step, data included (raw samples).
@@ -233,6 +292,8 @@ class Measurement(Jsonable):
             having ended.
         host_bytes: host memory of the process and its loader workers after the window, each shared
             page counted once (proportional set size).
+        communication: where there is a process group.
+        ranks: each rank's own figures, where there are several.
     """
 
     step_s: tuple[float, ...]
@@ -253,6 +314,8 @@ class Measurement(Jsonable):
     data_wait_s: tuple[float, ...] = ()
     epoch_pause_s: float | None = None
     host_bytes: int | None = None
+    communication: Communication | None = None
+    ranks: tuple[Rank, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

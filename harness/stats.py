@@ -93,8 +93,12 @@ def _per_round(record: Record, ratio: Callable[[Measurement, Measurement], float
 
 
 def speedup(record: Record) -> Estimate:
-    """Baseline step time over the case's, paired by round; above 1 the case is faster."""
-    return _per_round(record, lambda baseline, case: step_s(baseline) / step_s(case))
+    """Baseline step time over the case's, paired by round; above 1 the case is faster.
+
+    Of a case whose batch has grown, by the same factor: the ratio of throughputs.
+    """
+    factor = record.case.batch_factor
+    return _per_round(record, lambda baseline, case: factor * step_s(baseline) / step_s(case))
 
 
 def memory_ratio(record: Record) -> Estimate:

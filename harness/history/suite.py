@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import statistics
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -37,7 +38,11 @@ class Measured(TrackBenchmark):  # type: ignore[misc]
     that of metrics only.
     """
 
-    name_regex = re.compile(r"measure_(\w+_s|\w+_bytes|flops|operators)$")
+    name_regex = re.compile(r"measure_(\w+_s|\w+_bytes|flops|operators|collectives)$")
+
+
+# How a parameter says on how many ranks.
+RANKS = re.compile(r"ranks[1-9]\d*")
 
 
 def metric(unit: str, kind: str) -> Callable[[Metric], Metric]:
@@ -55,7 +60,8 @@ def metric(unit: str, kind: str) -> Callable[[Metric], Metric]:
 
 
 class Cases:
-    """A workload under each combination of the class's `params`, which are technique names.
+    """A workload under each combination of the class's `params`: names of techniques, and
+    `ranksN` for the number of ranks. `batch_grows`: the global batch grows with the ranks.
 
     Step times are samples, one median a process, so ASV has statistics of them. Counts and bytes
     are plain numbers: they repeat, and as samples ASV would call no change of them significant
@@ -63,6 +69,7 @@ class Cases:
     """
 
     workload: str | Mapping[str, str]  # a spelling, or {device type: spelling}
+    batch_grows = False
     record: Record
 
     @property
@@ -91,14 +98,21 @@ class Cases:
 
     def _measured(self, techniques: tuple[str, ...]) -> Record:
         file = _run_file()
+        names = [name for name in techniques if not RANKS.fullmatch(name)]
+        ranks = next((int(name[5:]) for name in techniques if RANKS.fullmatch(name)), 1)
         try:
-            combination = parse("+".join(techniques))
+            combination = parse("+".join(names))
         except StepbenchError as error:  # an older commit lacks it; a test knows today's names
             raise NotImplementedError(str(error)) from None
         spelled = self.workload
         if not isinstance(spelled, str):
             spelled = spelled[device_type(file.run.machine)]
-        case = Case(workload=spelled, combination=combination)
+        case = Case(
+            workload=spelled,
+            combination=combination,
+            ranks=ranks,
+            batch_factor=ranks if self.batch_grows else 1,
+        )
         try:
             case = replace(case, workload=canonical(spelled))
         except StepbenchError as error:  # the commit lacks it, or what it imports
@@ -138,6 +152,54 @@ class Cases:
 
     def _of_each_process(self, figure: Callable[[Measurement], float]) -> list[float]:
         return [figure(one.case) for one in self.record.rounds]
+
+
+class RankCases(Cases):
+    """The same for cases of several ranks: also what the worst rank holds, and exchanges."""
+
+    @metric("bytes", "memory")
+    def measure_build_peak_bytes(self, *techniques: str) -> float:
+        """Largest memory held by tensors while the model and its optimizer are made."""
+        return max(self._of_each_process(lambda one: one.memory.build.allocated_bytes))
+
+    @metric("bytes", "memory")
+    def measure_first_step_peak_bytes(self, *techniques: str) -> float:
+        """Largest memory held by tensors in the first step, in which optimizer state is made."""
+        return max(self._of_each_process(lambda one: one.memory.first_step.allocated_bytes))
+
+    @metric("bytes", "memory")
+    def measure_parameter_bytes(self, *techniques: str) -> float:
+        """Parameters that a rank holds between steps."""
+        return max(self._of_each_process(lambda one: one.memory.parameter_bytes))
+
+    @metric("bytes", "memory")
+    def measure_gradient_bytes(self, *techniques: str) -> float:
+        """Gradients that a rank holds before the update."""
+        return max(self._of_each_process(lambda one: one.memory.gradient_bytes))
+
+    @metric("bytes", "memory")
+    def measure_optimizer_bytes(self, *techniques: str) -> float:
+        """Optimizer state that a rank holds."""
+        return max(self._of_each_process(lambda one: one.memory.optimizer_bytes))
+
+    @metric("calls", "track")
+    def measure_collectives(self, *techniques: str) -> float:
+        """Collectives that a rank takes part in, in one step."""
+        return max(self._of_each_process(lambda one: sum(one.counters.collective_calls.values())))
+
+    @metric("bytes", "track")
+    def measure_collective_bytes(self, *techniques: str) -> float:
+        """What they work on, the whole tensor of each."""
+        return max(self._of_each_process(lambda one: sum(one.counters.collective_bytes.values())))
+
+    @metric("seconds", "time")
+    def measure_exposed_communication_s(self, *techniques: str) -> float:
+        """Time of a step in which a collective ran and nothing was computed, under a profiler."""
+        return statistics.median(
+            self._of_each_process(
+                lambda one: one.communication.exposed_s if one.communication else 0.0
+            )
+        )
 
 
 def _lacking(file: RunFile, case: Case, reason: str) -> Record:

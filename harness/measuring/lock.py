@@ -1,4 +1,4 @@
-"""One GPU for one sweep: chosen by its UUID, and locked until the process that took it ends.
+"""GPUs for one sweep: chosen by UUID, and locked until the process that took them ends.
 
 A lock is a `flock` on a file named by the UUID, in a folder that all of this host's processes see
 (containers of one host do not share it). The kernel frees it however its holder ends. NVML is
@@ -23,31 +23,39 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 FOLDER = "stepbench-gpus"  # in the host's folder for temporary files
 
 
-def hold_gpu() -> bool:
-    """Make the first free GPU the only one that this process' children see.
+def hold_gpus(count: int) -> bool:
+    """Make the first free GPUs, `count` or all that there are, what this process' children see.
 
-    It is held until this process and its forked children end. `CUDA_VISIBLE_DEVICES` limits the
+    They are held until this process and its forked children end. `CUDA_VISIBLE_DEVICES` limits the
     choice. Nothing is done where there is no GPU, or where this process or one that it descends
-    from holds it already.
+    from holds them already.
 
     Returns:
         Whether what is visible has changed.
 
     Raises:
-        StepbenchError: others hold every GPU, or the variable names one ambiguously.
+        StepbenchError: others hold too many GPUs, or the variable names one ambiguously.
     """
+    held: list[str] = []
     holders = {}
-    for uuid in _visible():
+    visible = _visible()
+    for uuid in visible:
         holder = _lock(uuid)
         if holder in (None, *_ancestors()):
-            changed = os.environ.get(VISIBLE) != uuid
-            os.environ[VISIBLE] = uuid
-            return changed
-        holders[uuid] = holder
-    if holders:
+            held.append(uuid)
+            if len(held) == count:
+                break
+        else:
+            holders[uuid] = holder
+    if len(held) < min(count, len(visible)):
         taken = ", ".join(f"{uuid} by process {holder}" for uuid, holder in holders.items())
-        raise StepbenchError(f"no GPU is free: {taken}; wait for a sweep to end")
-    return False
+        free = f"only {len(held)} GPUs are free, not {count}" if held else "no GPU is free"
+        raise StepbenchError(f"{free}: {taken}; wait for a sweep to end")
+    if not held:
+        return False
+    changed = os.environ.get(VISIBLE) != ",".join(held)
+    os.environ[VISIBLE] = ",".join(held)
+    return changed
 
 
 def _visible() -> list[str]:

@@ -8,13 +8,19 @@ from typing import Any, Literal
 
 from harness.core import Case, Measurement, Outcome, Record, Round
 from harness.machine import device_type
-from harness.measuring.launch import in_child
+from harness.measuring.ranks import guilty, merged
 from harness.measuring.settings import Settings
-from harness.measuring.worker import measure_case
+from harness.measuring.team import run_ranks
 from harness.stats import parity_difference, step_s
 from harness.store import now
-from harness.training.techniques import other_mathematics, refused, tolerance, unsupported
-from harness.training.workloads import load
+from harness.training.techniques import (
+    other_mathematics,
+    plan_of,
+    refused,
+    tolerance,
+    unsupported,
+)
+from harness.training.workloads import of_case
 
 # CUDA's fused attention and convolutions add up in an order that changes from run to run: the
 # same program gives gradients that differ like accumulation's.
@@ -34,7 +40,7 @@ def measure(case: Case, settings: Settings, machine: Mapping[str, Any]) -> Recor
 
     Order is balanced over rounds: baseline first, case first, and again.
     """
-    reason = unsupported(case, machine) or refused(load(case.workload), case.combination)
+    reason = unsupported(case, machine) or refused(of_case(case), case)
     if reason:
         return _record(case, Outcome(kind="unsupported", reason=reason), [])
     rounds: list[Round] = []
@@ -81,17 +87,19 @@ def _baseline_process(case: Case, settings: Settings, device: str) -> Measuremen
 
 
 def _process(case: Case, settings: Settings, device: str) -> Measurement:
-    """One fresh process; Stopped if it gave no number, or one that would be wrong."""
-    ended = in_child(measure_case, case.to_json(), settings, device, deadline_s=settings.deadline_s)
-    if ended.death is not None:
-        raise Stopped(Outcome(kind="failed", reason=ended.death))
-    if "outcome" in ended.answer:
-        raise Stopped(Outcome.from_json(ended.answer["outcome"]))
-    measurement = Measurement.from_json(ended.answer["measurement"])
-    if objection := ended.answer["objection"]:
+    """One fresh process a rank; Stopped if they gave no number, or one that would be wrong."""
+    ended = run_ranks(case, settings, device)
+    if any(one.death is not None or "outcome" in one.answer for one in ended):
+        raise Stopped(guilty(ended))
+    answer = merged([one.answer for one in ended])
+    if "outcome" in answer:
+        raise Stopped(Outcome.from_json(answer["outcome"]))
+    measurement = Measurement.from_json(answer["measurement"])
+    if objection := answer["objection"]:
         raise Stopped(Outcome(kind="invalid", reason=objection))
     own_s = measurement.steps_run * step_s(measurement)
-    return replace(measurement, overhead_s=ended.wall_s - own_s)
+    wall_s = max(one.wall_s for one in ended)
+    return replace(measurement, overhead_s=wall_s - own_s)
 
 
 def _judged(case: Case, rounds: list[Round], settings: Settings, device: str) -> Outcome:
@@ -99,11 +107,12 @@ def _judged(case: Case, rounds: list[Round], settings: Settings, device: str) ->
 
     Where a technique is other mathematics than the baseline (None as its tolerance), the rest is
     held against one more process with only such techniques; alone, it is reported without judging.
+    A grown batch is held against the baseline on the same batch.
     """
     if any(one.case.counters.counts != rounds[0].case.counters.counts for one in rounds):
         return Outcome(kind="invalid", reason="its operator counts differed between rounds")
     workload = replace(
-        load(case.workload),
+        of_case(case),
         batch_dependent=bool(rounds[0].case.environment["batch_dependent"]),
     )
     other = other_mathematics(workload, case.combination)
@@ -111,8 +120,9 @@ def _judged(case: Case, rounds: list[Round], settings: Settings, device: str) ->
         return Outcome(kind="ok")
     allowed, against = tolerance(workload, case.combination), "the baseline"
     references = [one.baseline for one in rounds]
-    if other.techniques:
-        reference = replace(case, combination=other)
+    if other.techniques or case.batch_factor > 1:
+        ranks = case.ranks if plan_of(other).distributed else 1
+        reference = replace(case, combination=other, ranks=ranks)
         references, against = [_process(reference, settings, device)] * len(rounds), str(other)
     difference = max(
         parity_difference(reference, one.case)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from harness.core import (
     MEASURE_VERSION,
     Calibration,
     Case,
+    Combination,
     Record,
     Run,
     StepbenchError,
@@ -24,7 +26,7 @@ from harness.core import (
 from harness.machine import describe, device_type
 from harness.measuring.calibrate import calibrate
 from harness.measuring.launch import in_child
-from harness.measuring.lock import hold_gpu
+from harness.measuring.lock import hold_gpus
 from harness.measuring.measure import measure
 from harness.measuring.settings import Settings
 from harness.measuring.sources import digest_of_harness
@@ -34,6 +36,8 @@ from harness.training.techniques import combine
 CALIBRATION_AGE_S = 60.0
 # Asking a driver about its devices, or calibrating them, is a matter of seconds.
 DEADLINE_S = 120.0
+# How many GPUs a sweep holds whose command has no argument for it, such as `asv run`.
+GPUS = "STEPBENCH_GPUS"
 
 
 @cache
@@ -42,24 +46,38 @@ def this_machine() -> dict[str, Any]:
     return _in_child(describe)
 
 
-def claimed_machine() -> dict[str, Any]:
-    """This machine with the one GPU that it is measured on, held until this process ends.
+def claimed_machine(gpus: int | None = None) -> dict[str, Any]:
+    """This machine with the GPUs that it is measured on, held until this process ends.
+
+    One, unless `gpus` or the environment variable STEPBENCH_GPUS asks for more.
 
     Raises:
-        StepbenchError: other sweeps hold every GPU.
+        StepbenchError: other sweeps hold too many GPUs.
     """
-    if torch.version.cuda and hold_gpu():
+    if torch.version.cuda and hold_gpus(gpus or _wanted_gpus()):
         this_machine.cache_clear()
     return this_machine()
 
 
+def _wanted_gpus() -> int:
+    text = os.environ.get(GPUS, "1")
+    if not text.isdigit() or text == "0":
+        raise StepbenchError(f"{GPUS}={text}: how many GPUs to hold is one number from 1 on")
+    return int(text)
+
+
 def open_sweep(
-    results: Path, settings: Settings, *, project: Path, commit: str | None = None
+    results: Path,
+    settings: Settings,
+    *,
+    project: Path,
+    commit: str | None = None,
+    gpus: int | None = None,
 ) -> RunFile:
     """Continue the run of this machine, commit, ruler and settings, or start one.
 
     `commit` names what is measured; without it, that of the repository at `project`, if it is one.
-    On a GPU host it takes one GPU, for as long as this process lives.
+    On a GPU host it takes GPUs as `claimed_machine` does, for as long as this process lives.
     """
     edited = False
     if commit is None:
@@ -73,7 +91,7 @@ def open_sweep(
             id=new_run_id(),
             started_at=now(),
             measure_version=MEASURE_VERSION,
-            machine=claimed_machine(),
+            machine=claimed_machine(gpus),
             commit=commit,
             edited=edited,
             software={"torch": version("torch"), "stepbench_digest": digest_of_harness()},
@@ -108,10 +126,9 @@ def close_sweep(file: RunFile) -> None:
     file.close()
 
 
-def product(workload: str, choices: Sequence[Sequence[str]]) -> list[Case]:
-    """Every case that takes one technique from each list of names; equal ones once."""
-    combinations = dict.fromkeys(combine(names) for names in itertools.product(*choices))
-    return [Case(workload=workload, combination=one) for one in combinations]
+def product(choices: Sequence[Sequence[str]]) -> list[Combination]:
+    """Every combination that takes one technique from each list of names; equal ones once."""
+    return list(dict.fromkeys(combine(names) for names in itertools.product(*choices)))
 
 
 def sweep(

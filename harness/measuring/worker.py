@@ -13,13 +13,25 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from harness.core import Case, Counters, Measurement, Memory, Outcome, Peak, Phase, StepbenchError
-from harness.measuring.launch import one_line
+from harness.core import (
+    Case,
+    Communication,
+    Counters,
+    Measurement,
+    Memory,
+    Outcome,
+    Peak,
+    Phase,
+    StepbenchError,
+)
+from harness.measuring.launch import brief_traceback, one_line
 from harness.measuring.probes import counters, memory
-from harness.measuring.probes.loading import epoch_boundary
+from harness.measuring.probes.communication import watched_step
+from harness.measuring.probes.loading import Boundary, epoch_boundary
 from harness.measuring.probes.parity import Parity
 from harness.measuring.probes.surroundings import HostLoad
 from harness.measuring.probes.timing import Window, synchronize, time_steps
+from harness.measuring.ranks import Group, Place
 from harness.measuring.settings import Settings
 from harness.measuring.sources import digest_of_harness, digest_of_workload, wrong_tree
 from harness.training.build import batch_dependent, build
@@ -27,7 +39,7 @@ from harness.training.data import Batches, HostBatch, data_digest
 from harness.training.step import train_step
 from harness.training.techniques import chosen_techniques
 from harness.training.types import Loop, Site, Unsupported, Workload
-from harness.training.workloads import load
+from harness.training.workloads import of_case
 
 PARITY_STEPS = 5
 WARMUP_FLOOR, WARMUP_CAP = 2, 10
@@ -40,24 +52,31 @@ WINDOW_TRIES = 3
 OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 
 
-def measure_case(case_json: dict[str, Any], settings: Settings, device_type: str) -> dict[str, Any]:
-    """Measure one case in this process, which must be fresh.
+def measure_case(
+    case_json: dict[str, Any], settings: Settings, device_type: str, place_json: dict[str, Any]
+) -> dict[str, Any]:
+    """Measure one case in this process, which must be fresh, as one rank of its group.
 
     Returns:
         `{"measurement": …}`, to which `"objection"` adds why the number would be wrong; or
         `{"outcome": …}` where there is no number.
     """
     case = Case.from_json(case_json)
-    device = torch.device(device_type)
+    place = Place.from_json(place_json)
+    cuda = device_type == "cuda"
+    device = torch.device("cuda", place.device) if cuda else torch.device("cpu")
     if reason := wrong_tree(case.workload):
         return {"outcome": Outcome(kind="failed", reason=reason).to_json()}
-    if device.type == "cpu":
+    if not cuda:
         torch.set_num_threads(1)
     elif torch.cuda._is_in_bad_fork():
         reason = "importing the workload started CUDA; touch devices inside its functions only"
         return {"outcome": Outcome(kind="failed", reason=reason).to_json()}
-    subject = Subject(case, device)
+    else:
+        torch.cuda.set_device(device)
+    subject = Subject(case, device, place)
     try:
+        subject.join(settings.deadline_s)
         measurement, objection = subject.measure(settings)
     except Unsupported as error:
         return {"outcome": Outcome(kind="unsupported", reason=str(error)).to_json()}
@@ -76,13 +95,18 @@ class Subject:
     batches: Batches
     first: HostBatch
     workload: Workload
+    boundary: Boundary
 
-    def __init__(self, case: Case, device: torch.device) -> None:
-        self.case, self.device = case, device
+    def __init__(self, case: Case, device: torch.device, place: Place) -> None:
+        self.case, self.device, self.place = case, device, place
         self.steps_run = 0
         self.tokens: list[int] = []
         self.waits_s: list[float] = []
         self.phase: Phase = "build"
+
+    def join(self, deadline_s: float) -> None:
+        """Meet the other ranks, where there are any."""
+        self.group = Group(self.place, self.device, deadline_s)
 
     def measure(self, settings: Settings) -> tuple[Measurement, str | None]:
         """The measurement, and why it would be wrong to believe it (or None)."""
@@ -93,11 +117,12 @@ class Subject:
         parity, first_peak = self._parity(probe)
         fastest_s = self._warm_up()
         warmup_steps = self.steps_run
-        window, disturbances, skipped = self._time(settings, fastest_s)
+        window, disturbances, wrong_window = self._time(settings, fastest_s)
         waits_s, host_bytes = tuple(self.waits_s), memory.host_bytes()
         tokens = round(statistics.fmean(self.tokens))
         steady_peak, categories = self._steady_memory(probe)
         pause_s, counted = self._count()
+        communication = self._communication()
         measurement = Measurement(
             **dataclasses.asdict(window),
             tokens=tokens,
@@ -121,6 +146,7 @@ class Subject:
             data_wait_s=waits_s,
             epoch_pause_s=pause_s,
             host_bytes=host_bytes,
+            communication=communication,
         )
         proofs = (
             f"{technique.name} was not active: {reason}"
@@ -128,7 +154,7 @@ class Subject:
             if (reason := technique.proof(counted, self.site.plan))
         )
         still = None if counted.parameters_changed else "the update changed no parameter"
-        objections = (parity.objection(), skipped, window.objection(), still, *proofs)
+        objections = (parity.objection(), wrong_window, still, *proofs)
         return measurement, next(filter(None, objections), None)
 
     def outcome_of(self, error: Exception) -> Outcome:
@@ -140,17 +166,31 @@ class Subject:
             kind="oom" if out_of_memory else "failed",
             reason=one_line(error),
             phase=_phase_of(error) or self.phase,
+            traceback=brief_traceback(error),
         )
 
     def _build(self) -> None:
-        self.workload = load(self.case.workload)
-        self.loop, self.site = build(self.workload, self.case.combination, self.device)
-        self.batches = Batches(self.workload, self.site.plan)
+        self.workload = of_case(self.case)
+        self.loop, self.site = build(
+            self.workload,
+            self.case.combination,
+            self.device,
+            ranks=self.case.ranks,
+            rank=self.place.rank,
+            mesh=self.group.mesh,
+        )
+        self.batches = Batches(
+            self.workload, self.site.plan, part=(self.place.rank, self.site.replicas)
+        )
 
     def _next(self) -> HostBatch:
         self.steps_run += 1
         began = time.perf_counter()
-        host = next(self.batches)
+        host = next(self.batches, None)
+        if host is None:
+            raise StepbenchError(
+                f"no batch was left for step {self.steps_run}: an epoch must never end early"
+            )
         self.waits_s.append(time.perf_counter() - began)
         self.tokens.append(self.workload.loss_terms(host[1]))
         return host
@@ -169,14 +209,26 @@ class Subject:
         for _ in range(PARITY_STEPS - 1):
             parity.observe(self.loop, self._next(), self.site)
         self.steps_run += parity.skipped
+        self._require_even_terms()
         return parity, first_peak
+
+    def _require_even_terms(self) -> None:
+        if self.site.replicas == 1 or self.workload.uneven_terms:
+            return
+        for terms in self.tokens:
+            most, fewest = self.group.worst(terms), -self.group.worst(-terms)
+            if most != fewest:
+                raise StepbenchError(
+                    f"{self.workload.name}: ranks' batches hold {fewest:g} to {most:g} loss terms "
+                    "in one step; say so by Workload(uneven_terms=True)"
+                )
 
     def _warm_up(self) -> float:
         """Step until a step is no slower than the fastest so far; that one's seconds.
 
         What workers loaded ahead during the slow first steps is used up before.
         """
-        for _ in range(self.batches.most_ahead):
+        for _ in range(int(self.group.worst(self.batches.most_ahead))):
             self._step()
         fastest_s = float("inf")
         for index in range(WARMUP_CAP):
@@ -184,7 +236,7 @@ class Subject:
             began = time.perf_counter()
             self._step()
             synchronize(self.device)
-            took_s = time.perf_counter() - began
+            took_s = self.group.worst(time.perf_counter() - began)
             if index + 1 >= WARMUP_FLOOR and took_s <= STEADY * fastest_s:
                 return min(fastest_s, took_s)
             fastest_s = min(fastest_s, took_s)
@@ -193,7 +245,10 @@ class Subject:
     def _time(
         self, settings: Settings, fastest_s: float
     ) -> tuple[Window, tuple[str, ...], str | None]:
-        """A window without a skipped step, what disturbed it, and an objection if none was had."""
+        """A right window, what disturbed it, and an objection if none was had.
+
+        It is right where no step was skipped and all ranks' marks agree with their windows.
+        """
         self.phase = "other"
         wanted = int(settings.window_s / fastest_s)
         # Workers deliver in turn: a window holds each of them twice.
@@ -202,12 +257,17 @@ class Subject:
         for _ in range(WINDOW_TRIES):
             self.waits_s.clear()
             self.tokens.clear()
-            scale, load_before = self.loop.loss_scale(), HostLoad.read()
+            processes = self.group.host_processes
+            scale, load_before = self.loop.loss_scale(), HostLoad.read(processes)
+            self.group.worst(0.0)  # all begin together
             window = time_steps(self._step, steps, self.device)
-            disturbances = load_before.disturbances(HostLoad.read())
-            if self.loop.loss_scale() >= scale:
+            disturbances = load_before.disturbances(HostLoad.read(processes))
+            wrong = window.objection()
+            if self.loop.loss_scale() < scale:
+                wrong = f"the loss scaler skipped a timed step {WINDOW_TRIES} times"
+            if not self.group.worst(bool(wrong)):
                 return window, disturbances, None
-        return window, disturbances, f"the loss scaler skipped a timed step {WINDOW_TRIES} times"
+        return window, disturbances, wrong
 
     def _steady_memory(self, probe: memory.MemoryProbe) -> tuple[Peak, dict[str, int]]:
         categories: dict[str, int] = {}
@@ -224,10 +284,9 @@ class Subject:
     def _count(self) -> tuple[float, Counters]:
         """Seconds of the pause between epochs, and what one step did."""
         self.steps_run += 1
-        boundary = epoch_boundary(self.workload, self.site.plan)
+        self.boundary = boundary = epoch_boundary(self.workload, self.site)
         counted = counters.count(
             self.loop,
-            self.workload.blocks(self.loop.model),
             lambda loop: train_step(loop, self.first, self.site),
             loader_processes=boundary.loader_processes,
             workers_survived=boundary.workers_survived,
@@ -235,7 +294,15 @@ class Subject:
             epoch_batches=self.batches.epoch_batches,
             pinned=any(leaf.is_pinned() for leaf in tree_leaves(self.first)),
         )
-        return boundary.pause_s, counted
+        shares = self.group.mean(counted.shares)
+        return boundary.pause_s, dataclasses.replace(counted, shares=shares)
+
+    def _communication(self) -> Communication | None:
+        """How much of a step's collectives nothing hid; None where there is no group."""
+        if self.group.mesh is None:
+            return None
+        self.steps_run += 1
+        return watched_step(lambda: train_step(self.loop, self.first, self.site), self.device)
 
     def _environment(self) -> dict[str, Any]:
         cuda = self.device.type == "cuda"
@@ -251,6 +318,7 @@ class Subject:
             "nccl": _nccl() if cuda else None,
             "batch_dependent": batch_dependent(self.workload, self.loop.model),
             "threads": torch.get_num_threads(),
+            "backend": torch.distributed.get_backend() if self.group.mesh else None,
             "allocator": os.environ.get("PYTORCH_ALLOC_CONF")
             or os.environ.get("PYTORCH_CUDA_ALLOC_CONF"),
         }

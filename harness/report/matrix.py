@@ -58,7 +58,7 @@ def _place(row: Row, axis: str) -> tuple[str, str]:
     techniques = dict(row.case.combination.techniques)
     column = techniques.pop(axis, "baseline")
     line = str(Combination(techniques))
-    return line + (f" on {row.case.ranks} ranks" if row.case.ranks > 1 else ""), column
+    return line + row.case.spread, column
 
 
 def draw(matrix: Matrix) -> go.Figure:

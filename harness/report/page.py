@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 from harness.report import formats, front, matrix
 from harness.report.drawing import measured, safe
 from harness.report.rows import Table, tables
-from harness.report.tables import LEGEND, caption, grid
+from harness.report.tables import LEGEND, RANK_LEGEND, caption, grid, rank_grid
 from harness.store import RunFile
 
 PAGE = "techniques.html"
@@ -108,8 +108,20 @@ def _one_run(table: Table) -> str:
             f'<div class="scroll">{text}</div>',
             '<ul class="notes">' + "".join(f"<li>{safe(note)}</li>" for note in notes) + "</ul>",
             *(f'<p class="quiet">{safe(line)}</p>' for line in LEGEND),
+            *_each_rank(table),
         ]
     )
+
+
+def _each_rank(table: Table) -> list[str]:
+    text = rank_grid(table, "html", formats.plain)
+    if text is None:
+        return []
+    return [
+        "<h3>Each rank</h3>",
+        f'<div class="scroll">{text}</div>',
+        f'<p class="quiet">{safe(RANK_LEGEND)}</p>',
+    ]
 
 
 def _drawings(table: Table) -> list[str]:

@@ -39,7 +39,7 @@ class Bar:
 
 def _told(record: Record) -> str:
     """A finished case in one line."""
-    told = f"{record.case.combination}: {record.outcome}"
+    told = f"{record.case.chosen}: {record.outcome}"
     if record.outcome.ok:
         told += f", speed-up {formats.estimate(stats.speedup(record))}"
     return formats.plain(told)

@@ -6,7 +6,7 @@ All numbers are in base units (seconds, bytes, tokens a second). Runs are never 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,12 +31,31 @@ class Figures:
     peak_bytes: float
     memory_ratio: Estimate
     working_bytes: float
-    loss_difference: float
+    loss_difference: float | None  # None: the baseline was on another batch
     tokens_per_s: float
     data_wait_share: float | None
     host_bytes: float | None
     epoch_pause_s: float | None
     disturbances: tuple[str, ...]
+    ranks: RankFigures | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankFigures:
+    """Of the rank that holds most, what it holds; of rank 0, what it exchanges in a step.
+
+    Sizes are medians over rounds. `collectives` is {kind: (calls, bytes)}. `exposed_share` is the
+    part of a profiled step in which a collective ran and nothing was computed.
+    """
+
+    build_peak_bytes: float
+    first_step_peak_bytes: float
+    peak_bytes: float
+    parameter_bytes: float
+    gradient_bytes: float
+    optimizer_bytes: float
+    collectives: Mapping[str, tuple[int, int]]
+    exposed_share: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,9 +68,8 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The combination, and the number of ranks where there are several."""
-        ranks = f" on {self.case.ranks} ranks" if self.case.ranks > 1 else ""
-        return f"{self.case.combination}{ranks}"
+        """The combination, the number of ranks where there are several, a batch that has grown."""
+        return self.case.chosen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +122,9 @@ def _row(record: Record) -> Row:
         **_medians([one.case for one in record.rounds]),
         speedup=stats.speedup(record),
         memory_ratio=stats.memory_ratio(record),
-        loss_difference=stats.loss_difference(record),
+        loss_difference=stats.loss_difference(record) if record.case.batch_factor == 1 else None,
         disturbances=stats.disturbances(record),
+        ranks=_rank_figures([one.case for one in record.rounds]),
     )
     return Row(case=record.case, outcome=record.outcome, figures=figures)
 
@@ -140,6 +159,34 @@ def _medians(processes: Sequence[Measurement]) -> dict[str, Any]:
         "host_bytes": median(lambda one: one.host_bytes or 0) if observed else None,
         "epoch_pause_s": median(lambda one: one.epoch_pause_s or 0.0) if observed else None,
     }
+
+
+def _rank_figures(processes: Sequence[Measurement]) -> RankFigures | None:
+    """None where there was no process group."""
+    if not all(process.communication for process in processes):
+        return None
+
+    def median(read: Callable[[Measurement], float]) -> float:
+        return statistics.median(read(process) for process in processes)
+
+    counters = processes[0].counters
+    return RankFigures(
+        build_peak_bytes=median(lambda one: one.memory.build.allocated_bytes),
+        first_step_peak_bytes=median(lambda one: one.memory.first_step.allocated_bytes),
+        peak_bytes=median(lambda one: one.memory.steady_step.allocated_bytes),
+        parameter_bytes=median(lambda one: one.memory.parameter_bytes),
+        gradient_bytes=median(lambda one: one.memory.gradient_bytes),
+        optimizer_bytes=median(lambda one: one.memory.optimizer_bytes),
+        collectives={
+            kind: (calls, counters.collective_bytes[kind])
+            for kind, calls in counters.collective_calls.items()
+        },
+        exposed_share=statistics.median(
+            one.communication.exposed_s / one.communication.step_s
+            for one in processes
+            if one.communication
+        ),
+    )
 
 
 def _both(one: Round) -> tuple[Measurement, Measurement]:

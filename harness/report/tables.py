@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from harness import machine
 from harness.report import formats
-from harness.report.rows import Figures, Row, Table, tables
+from harness.report.rows import Figures, RankFigures, Row, Table, tables
 from harness.stats import MINIMUM_ROUNDS_FOR_INTERVAL
 from harness.store import RunFile
 
@@ -31,8 +31,24 @@ LOADING_COLUMNS: dict[str, Callable[[Figures], str]] = {
     "host MiB": lambda one: formats.mebibytes(one.host_bytes or 0),
     "epoch pause ms": lambda one: formats.milliseconds(one.epoch_pause_s or 0),
 }
+# A table of their own, where there was a process group.
+RANK_COLUMNS: dict[str, Callable[[RankFigures], str]] = {
+    "parameters MiB": lambda one: formats.mebibytes(one.parameter_bytes),
+    "gradients MiB": lambda one: formats.mebibytes(one.gradient_bytes),
+    "optimizer MiB": lambda one: formats.mebibytes(one.optimizer_bytes),
+    "peak in build": lambda one: formats.mebibytes(one.build_peak_bytes),
+    "first step": lambda one: formats.mebibytes(one.first_step_peak_bytes),
+    "steady step": lambda one: formats.mebibytes(one.peak_bytes),
+    "collectives a step": lambda one: formats.collectives(one.collectives),
+    "exposed": lambda one: "" if one.exposed_share is None else f"{one.exposed_share:.0%}",
+}
+RANK_LEGEND = (
+    "Each rank: what the one with the largest peak holds, peaks in MiB; collectives by kind with "
+    "the MiB of the whole tensors; exposed: part of a profiled step in which one ran and nothing "
+    "was computed. Global batch xN: weak scaling, its speed-up is of throughput."
+)
 WAITING_SHARE = 0.05
-LEFT = ("combination", "outcome", "speed-up")
+LEFT = ("combination", "outcome", "speed-up", "collectives a step")
 
 LEGEND = (
     "speed-up: baseline step time / the case's, median over paired rounds [95% interval], above 1 "
@@ -96,16 +112,34 @@ def grid(table: Table, style: str, clean: Callable[[str], str]) -> tuple[str, li
     return text, [f"[{number}] {clean(note)}" for note, number in notes.items()]
 
 
+def rank_grid(table: Table, style: str, clean: Callable[[str], str]) -> str | None:
+    """What each rank holds and exchanges; None where no case had a process group."""
+    cells = [
+        [clean(row.name), *(show(ranks) for show in RANK_COLUMNS.values())]
+        for row in table.rows
+        if row.figures and (ranks := row.figures.ranks)
+    ]
+    headers = ["combination", *RANK_COLUMNS]
+    sides = ["left" if header in LEFT else "right" for header in headers]
+    if not cells:
+        return None
+    return tabulate(cells, headers, style, colalign=sides, disable_numparse=True)
+
+
 def _terminal(table: Table) -> str:
     text, notes = grid(table, "simple", formats.plain)
-    return "\n".join([*caption(table), "", text, "", *notes, *LEGEND])
+    ranks = rank_grid(table, "simple", formats.plain)
+    below = ["", ranks, "", RANK_LEGEND] if ranks else []
+    return "\n".join([*caption(table), "", text, "", *notes, *LEGEND, *below])
 
 
 def _markdown(table: Table) -> str:
     text, notes = grid(table, "pipe", formats.markdown)
     workload, *how = (formats.markdown(line) for line in caption(table))
-    below = "  \n".join([*notes, *LEGEND])
-    return "  \n".join([f"**{workload}**", *how]) + f"\n\n{text}\n\n{below}"
+    parts = ["  \n".join([f"**{workload}**", *how]), text, "  \n".join([*notes, *LEGEND])]
+    if ranks := rank_grid(table, "pipe", formats.markdown):
+        parts += [ranks, RANK_LEGEND]
+    return "\n\n".join(parts)
 
 
 def _loading_matters(table: Table) -> bool:
@@ -135,7 +169,7 @@ def _cells(
 
 def _json_row(row: Row) -> dict[str, Any]:
     figures = dataclasses.asdict(row.figures) if row.figures else {}
-    if not math.isfinite(figures.get("loss_difference", 0.0)):
+    if not math.isfinite(figures.get("loss_difference") or 0.0):
         figures["loss_difference"] = None
     return {
         "combination": row.name,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from harness.core import Combination
 from harness.training.step import plain_loop
-from harness.training.techniques import chosen_techniques
-from harness.training.types import Loop, Plan, Site, Workload
+from harness.training.techniques import chosen_techniques, plan_of
+from harness.training.types import Loop, Site, Workload
 
 
 def batch_dependent(workload: Workload, model: nn.Module) -> bool:
@@ -23,27 +26,46 @@ def batch_dependent(workload: Workload, model: nn.Module) -> bool:
     )
 
 
-def build(workload: Workload, combination: Combination, device: torch.device) -> tuple[Loop, Site]:
+def build(
+    workload: Workload,
+    combination: Combination,
+    device: torch.device,
+    *,
+    ranks: int = 1,
+    rank: int = 0,
+    mesh: DeviceMesh | None = None,
+) -> tuple[Loop, Site]:
     """The loop and the site it stands on; seeds torch's generators from the workload.
+
+    `mesh` is there where the combination's plan is distributed.
 
     Raises:
         Unsupported: a technique cannot apply to this model.
         StepbenchError: the workload is no whole one.
     """
     techniques = chosen_techniques(combination)
-    plan = Plan()
-    for technique in techniques:
-        plan = technique.plan(plan)
-    site = Site(workload=workload, plan=plan, device=device)
+    site = Site(
+        workload=workload,
+        plan=plan_of(combination),
+        device=device,
+        ranks=ranks,
+        rank=rank,
+        mesh=mesh,
+    )
     # Weights come from the CPU's generator whatever the device: without it there is no parity.
     torch.manual_seed(workload.seed)
-    model = workload.model().to(device)
+    model = workload.model()
+    blocks = workload.blocks(model)
+    if rank:  # every rank draws the same weights, and then its own dropout
+        torch.manual_seed(workload.seed + rank)
+    if not site.plan.shards:
+        model.to(device)
     for technique in techniques:
         model = technique.model(model, site)
     make_optimizer = workload.optimizer
     for technique in techniques:
         make_optimizer = technique.optimizer(make_optimizer, site)
-    loop = plain_loop(model, make_optimizer(model.parameters()), site)
+    loop = replace(plain_loop(model, make_optimizer(model.parameters()), site), blocks=blocks)
     for technique in techniques:
         loop = technique.loop(loop, site)
     return loop, site

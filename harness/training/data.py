@@ -29,7 +29,8 @@ DIGESTED_SAMPLES = 8
 class Batches:
     """Global batches on the host, for ever: an iterator of (inputs, targets).
 
-    Their order is a function of (seed, epoch) only, never of who loads them.
+    Their order is a function of (seed, epoch) only, never of who loads them. `part` (index, of how
+    many) leaves the same share of each of them: a rank's.
 
     Attributes:
         epoch: number of the epoch that the last batch came from.
@@ -40,7 +41,14 @@ class Batches:
         loaded_by: process that loaded the last batch.
     """
 
-    def __init__(self, workload: Workload, plan: Plan, *, batches_an_epoch: int | None = None):
+    def __init__(
+        self,
+        workload: Workload,
+        plan: Plan,
+        *,
+        part: tuple[int, int] = (0, 1),
+        batches_an_epoch: int | None = None,
+    ):
         self.epoch = self.drawn = self.received = self.most_ahead = 0
         self.loaded_by = os.getpid()
         dataset = _dataset(workload, batches_an_epoch)
@@ -52,7 +60,7 @@ class Batches:
         self.epoch_batches = len(batch_sampler)
         self._loader: DataLoader[Any] = DataLoader(
             _AtEpoch(dataset),
-            batch_sampler=_Counted(batch_sampler, self._draw),
+            batch_sampler=_Counted(batch_sampler, part, self._draw),
             collate_fn=_Signed(workload.collate),
             **plan.loader,
         )
@@ -85,15 +93,20 @@ def _as_pair(batch: Any) -> HostBatch:
 
 
 class _Counted:
-    """A batch sampler that tells each draw, and learns the epoch that it belongs to."""
+    """Part of a batch sampler that tells each draw, and learns the epoch that it belongs to."""
 
-    def __init__(self, batches: BatchSampler, draw: Callable[[], int]) -> None:
+    def __init__(
+        self, batches: BatchSampler, part: tuple[int, int], draw: Callable[[], int]
+    ) -> None:
         self.batches, self.draw = batches, draw
+        self.part, self.parts = part
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for indices in self.batches:
+            size = len(indices) // self.parts
             epoch = self.draw()
-            yield [(epoch, index) for index in indices]
+            mine = indices[self.part * size : (self.part + 1) * size]
+            yield [(epoch, index) for index in mine]
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -20,13 +20,13 @@ def micro_batches(host: HostBatch, site: Site) -> Iterator[tuple[Batch, bool]]:
 
     Moved one at a time, so that a micro-batch never holds its neighbours' device memory.
     """
-    parts, total = _split(host, site), site.workload.loss_terms(host[1])
+    parts, terms = _split(host, site), _terms_of_a_replica(host, site)
     for index, (inputs, targets) in enumerate(parts):
         yield (
             Batch(
                 inputs=_on_device(inputs, site),
                 targets=_on_device(targets, site),
-                share=site.workload.loss_terms(targets) / total,
+                share=site.workload.loss_terms(targets) / terms,
             ),
             index == len(parts) - 1,
         )
@@ -36,15 +36,25 @@ def _on_device(part: Any, site: Site) -> Any:
     return tree_map(lambda tensor: tensor.to(site.device, non_blocking=True), part)
 
 
+def _terms_of_a_replica(host: HostBatch, site: Site) -> float:
+    """Loss terms of this replica's batch; the mean over replicas where they may differ."""
+    terms = site.workload.loss_terms(host[1])
+    if site.replicas == 1 or not site.workload.uneven_terms:
+        return terms
+    total = torch.tensor(float(terms), dtype=torch.float64, device=site.device)
+    torch.distributed.all_reduce(total)
+    return float(total) / site.replicas
+
+
 def _split(host: HostBatch, site: Site) -> list[HostBatch]:
-    size, rest = divmod(site.workload.global_batch, site.plan.micro_batches)
+    size, rest = divmod(site.replica_batch, site.plan.micro_batches)
     assert rest == 0, "accumulation refuses what does not divide"
     for leaf in tree_leaves(host):
-        if not isinstance(leaf, Tensor) or leaf.shape[:1] != (site.workload.global_batch,):
+        if not isinstance(leaf, Tensor) or leaf.shape[:1] != (site.replica_batch,):
             shape = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
             raise StepbenchError(
-                f"{site.workload.name}: a batch must hold tensors whose first dimension is the "
-                f"global batch of {site.workload.global_batch}, not {shape}; see collate="
+                f"{site.workload.name}: a batch must hold tensors whose first dimension is its "
+                f"{site.replica_batch} samples, not {shape}; see collate="
             )
     if site.plan.micro_batches == 1:
         return [host]

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset, default_collate
 
-from harness.core import Case, Combination, Counters
+from harness.core import Case, Counters
 
 MakeOptimizer = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
 
@@ -31,6 +32,8 @@ class Plan:
         autocast: type that autocast computes in; None turns autocast off.
         scale_loss: scale the loss with `torch.amp.GradScaler`.
         max_grad_norm: clip the unscaled gradient norm to this; None does not clip.
+        distributed: every rank is a process of one group, and takes its part of the global batch.
+        shards: the whole model never enters the device: it is the model hook that moves it.
         loader: arguments of torch's DataLoader that differ from its defaults.
     """
 
@@ -38,6 +41,8 @@ class Plan:
     autocast: torch.dtype | None = None
     scale_loss: bool = False
     max_grad_norm: float | None = None
+    distributed: bool = False
+    shards: bool = False
     loader: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -63,6 +68,8 @@ class Workload:
         call: how the model is given inputs; `lambda model, batch: model(**batch)` for a dictionary.
         loss_terms: how many terms the mean is over (tokens, images), from the targets; the length
             of the batch unless said otherwise. Micro-batches are weighed by it.
+        uneven_terms: whether equally many samples can hold unequally many loss terms (padding):
+            ranks then agree on the total before each step.
         blocks: the model's repeated blocks, in forward order; empty if it has none.
         optimizer: the baseline optimizer's constructor.
         collate: makes a batch of samples; torch's own unless said otherwise.
@@ -81,6 +88,7 @@ class Workload:
     global_batch: int
     call: Callable[[nn.Module, Any], Any] = lambda model, inputs: model(inputs)
     loss_terms: Callable[[Any], int] = _first_dimension
+    uneven_terms: bool = False
     blocks: Callable[[nn.Module], list[nn.Module]] = lambda model: []
     optimizer: MakeOptimizer = _adamw
     collate: Callable[[list[Any]], Any] = default_collate
@@ -92,16 +100,37 @@ class Workload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """Where a case is built: what is trained, by which plan, on which device."""
+    """Where a case is built: what is trained, by which plan, on which device and rank.
+
+    `ranks` are the case's; the global batch is split over `replicas` processes, and `mesh` is
+    theirs where the plan is distributed.
+    """
 
     workload: Workload
     plan: Plan
     device: torch.device
+    ranks: int = 1
+    rank: int = 0
+    mesh: DeviceMesh | None = None
+
+    @property
+    def replicas(self) -> int:
+        """Processes that the global batch is split over."""
+        return self.ranks if self.plan.distributed else 1
+
+    @property
+    def replica_batch(self) -> int:
+        """Samples of a global batch that this process takes."""
+        return self.workload.global_batch // self.replicas
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """One micro-batch on the device; `share` is its part of its replica's loss terms."""
+    """One micro-batch on the device.
+
+    `share` is its part of the loss terms that its replica would hold if all held equally many: the
+    mean over replicas of what they add up to is then the global batch's loss.
+    """
 
     inputs: Any
     targets: Any
@@ -113,12 +142,14 @@ class Loop:
     """The built step. Probes wrap its functions.
 
     Attributes:
+        model: what forward calls: the workload's model, or what data parallelism wrapped it in.
         forward: the micro-batch's loss times its share.
         backward: accumulates the gradients of one loss.
         update: one optimizer update from the accumulated gradients, then clears them.
         loss_scale: the factor that the gradients carry now; falls when a step was skipped.
             Waits for the device.
         around: contexts entered around each micro-batch; True for the step's last one.
+        blocks: the model's repeated blocks, in forward order.
     """
 
     model: nn.Module
@@ -128,6 +159,7 @@ class Loop:
     update: Callable[[], None]
     loss_scale: Callable[[], float]
     around: tuple[Callable[[bool], AbstractContextManager[Any]], ...] = ()
+    blocks: list[nn.Module] = field(default_factory=list)
 
 
 class Unsupported(Exception):
@@ -138,7 +170,7 @@ def _runs_anywhere(case: Case, machine: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _fits_any(workload: Workload, combination: Combination) -> str | None:
+def _fits_any(workload: Workload, case: Case) -> str | None:
     return None
 
 
@@ -150,21 +182,23 @@ class Technique:
         about: one line for `stepbench list`.
         proof: why the technique was *not* active, from what was observed; None if it was.
         unsupported: why this machine cannot run it; decided before anything starts.
-        refuses: why this workload cannot be trained so, or what else must be chosen with it: a
-            mistake where a person named it, `unsupported` inside a product.
+        refuses: why this workload cannot be trained as the case says, or what else must be chosen
+            with the technique: a mistake where a person named it, `unsupported` inside a product.
+        also: other names by which people know it; accepted, and spelled by `name`.
         tolerance: largest relative difference of loss and gradient norm from the baseline that is
             still the same mathematics; None: other mathematics, reported without judging.
     """
 
     name: str
     about: str
+    also: tuple[str, ...] = ()
     proof: Callable[[Counters, Plan], str | None]
     plan: Callable[[Plan], Plan] = lambda plan: plan
     model: Callable[[nn.Module, Site], nn.Module] = lambda model, site: model
     optimizer: Callable[[MakeOptimizer, Site], MakeOptimizer] = lambda make, site: make
     loop: Callable[[Loop, Site], Loop] = lambda loop, site: loop
     unsupported: Callable[[Case, Mapping[str, Any]], str | None] = _runs_anywhere
-    refuses: Callable[[Workload, Combination], str | None] = _fits_any
+    refuses: Callable[[Workload, Case], str | None] = _fits_any
     tolerance: Callable[[Workload], float | None] = lambda workload: 0.0
 
 

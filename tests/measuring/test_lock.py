@@ -24,9 +24,9 @@ def nvmlDeviceGetName(handle): return NAMES[handle]
 TAKE = """
 import os, sys
 from harness.core import StepbenchError
-from harness.measuring.lock import hold_gpu
+from harness.measuring.lock import hold_gpus
 try:
-    changed = hold_gpu()
+    changed = hold_gpus(int(os.environ.get('WANTED', 1)))
 except StepbenchError as error:
     print(error)
 else:

@@ -82,6 +82,7 @@ def test_rounds_are_balanced(machine):
             {name for axis in AXES for name in axis.examples}
             # Not on a CPU, or not alone: each has a test of its own.
             - {"tf32", "pinned", "persistent", "prefetch1", "prefetch4", "prefetch8"}
+            - {"dataparallel", "fsdp2-offload", "sync-batchnorm"}
         ),
         "bf16+accum4+ckpt2",
         "fp16+accum2+ckpt-sqrt",

@@ -63,7 +63,7 @@ def test_a_loss_that_is_not_a_number(measured):
 def test_a_batch_that_cannot_be_split(measured):
     outcome = measured("baseline", f"{OWN}:text_in_the_batch").outcome
     assert outcome.kind == "failed"
-    assert "must hold tensors whose first dimension is the global batch of 8" in outcome.reason
+    assert "must hold tensors whose first dimension is its 8 samples" in outcome.reason
 
 
 @pytest.mark.parametrize("name", ["linear_blocks", "shared_activation", "called_by_keyword"])

@@ -164,9 +164,9 @@ def test_a_scaler_that_skips_timed_steps(measured, monkeypatch):
 def test_other_weights_than_the_baselines(measured, monkeypatch):
     real = worker.build
 
-    def reseeded(workload, combination, device):
+    def reseeded(workload, combination, device, **place):
         seed = workload.seed + bool(combination.techniques)
-        return real(replace(workload, seed=seed), combination, device)
+        return real(replace(workload, seed=seed), combination, device, **place)
 
     monkeypatch.setattr(worker, "build", reseeded)
     assert "differs from the baseline's" in broken(measured("ckpt1"))

@@ -1,6 +1,7 @@
 """Workloads of a user's own, as strange as they come."""
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -117,6 +118,9 @@ ragged = Workload(
     blocks=lambda model: list(model.blocks),
     global_batch=8,
 )
+
+
+ragged_and_said_so = replace(ragged, uneven_terms=True)
 
 
 def not_a_number():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.core import Combination, StepbenchError
+from harness.core import Case, Combination, StepbenchError
 from harness.training.techniques import (
     AXES,
     SPELLING_ORDER,
@@ -22,6 +22,11 @@ def test_spelling_does_not_depend_on_the_order_given():
     assert str(parse("ckpt2+accum4+bf16")) == "bf16+accum4+ckpt2"
     assert parse("ckpt2+bf16") == parse("bf16+ckpt2")
     assert hash(parse("ckpt2+bf16")) == hash(parse("bf16+ckpt2"))
+
+
+def test_other_names_are_accepted_and_spelled_alike():
+    assert parse("zero3") == parse("fsdp2")
+    assert str(parse("fsdp2-no-reshard")) == "zero2"
 
 
 def test_baselines_are_accepted_and_dropped():
@@ -51,6 +56,7 @@ def test_a_wrong_name_is_one_clear_line(text, told):
 
 def test_names_are_unique_and_every_axis_is_spelled():
     names = [technique.name for axis in AXES for technique in axis.techniques]
+    names += [other for axis in AXES for technique in axis.techniques for other in technique.also]
     names += [word for axis in AXES for word in axis.families]
     assert len(set(names)) == len(names)
     assert {axis.name for axis in AXES} == {axis.name for axis in SPELLING_ORDER}
@@ -62,7 +68,10 @@ def test_names_are_unique_and_every_axis_is_spelled():
 
 def test_a_combination_has_one_technique_on_every_axis():
     names = [technique.name for technique in chosen_techniques(parse("bf16+accum4"))]
-    assert names == ["ckpt0", "bf16", "accum4", "workers0", "pageable", "prefetch2", "respawn"]
+    assert names == [
+        "local-batchnorm", "ckpt0", "single", "bf16", "accum4", "workers0", "pageable", "prefetch2",
+        "respawn",
+    ]  # fmt: skip
 
 
 def test_tolerances_add():
@@ -72,11 +81,16 @@ def test_tolerances_add():
 
 
 def test_what_does_not_divide_the_batch_is_refused():
-    workload = load("gpt-tiny")
-    assert refused(workload, parse("accum4")) is None
-    reason = refused(workload, parse("accum3"))
-    assert reason is not None
-    assert "global batch of 8; choose N from 1, 2, 4, 8" in reason
+    def reason(name, ranks=1):
+        return refused(GPT, Case(workload="gpt-tiny", combination=parse(name), ranks=ranks))
+
+    assert reason("accum4") is None
+    assert "global batch of 8; choose N from 1, 2, 4, 8" in reason("accum3")
+    assert reason("accum2+ddp", 4) is None
+    assert "a rank's 2 samples of gpt-tiny's global batch of 8; choose N from 1, 2" in reason(
+        "accum4+ddp", 4
+    )
+    assert "3 ranks do not divide gpt-tiny's global batch of 8; choose from 1" in reason("ddp", 3)
 
 
 @pytest.mark.parametrize(

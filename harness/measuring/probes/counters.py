@@ -15,22 +15,31 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from harness.core import Counters
+from harness.measuring.probes.memory import local
 from harness.training.products import flops, is_product
 from harness.training.types import Batch, Loop
 
+# How the names of torch's operators begin, by the kind of collective that they run.
+_COLLECTIVES = {
+    "all_reduce": ("allreduce", "all_reduce"),
+    "all_gather": ("allgather", "all_gather"),
+    "reduce_scatter": ("reduce_scatter",),
+    "broadcast": ("broadcast",),
+    "all_to_all": ("alltoall", "all_to_all"),
+}
 # Rows and columns of a product that are computed again in float64: enough for an error.
 CHECKED = 128
 
 
-def count(
-    loop: Loop, blocks: list[nn.Module], step: Callable[[Loop], None], **loading: Any
-) -> Counters:
+def count(loop: Loop, step: Callable[[Loop], None], **loading: Any) -> Counters:
     """Run `step` on the loop with everything watched, and say what happened.
 
     `loading` is what was observed of the loader: the fields of Counters that this cannot see.
@@ -44,7 +53,7 @@ def count(
     def forward(batch: Batch) -> Tensor:
         calls["forwards"] += 1
         shares.append(batch.share)
-        with operators.held_for_backward():
+        with operators.held_for_backward(loop.model):
             loss = loop.forward(batch)
         losses.append(loss.detach())
         return loss
@@ -55,7 +64,7 @@ def count(
 
     before, scale = _checksums(loop.model), loop.loss_scale()
     with ExitStack() as stack:
-        recomputed = stack.enter_context(_recomputed(blocks))
+        recomputed = stack.enter_context(_recomputed(loop.blocks))
         stack.enter_context(_backward_roots(lambda root: scales.append(_over(root, losses[-1]))))
         stack.enter_context(operators)
         step(replace(loop, forward=forward, update=update))
@@ -69,10 +78,15 @@ def count(
         matmul_error=operators.matmul_error(),
         operators=dict(sorted(operators.names.items())),
         saved_bytes=operators.saved_bytes,
-        blocks=len(blocks),
+        blocks=len(loop.blocks),
         recomputed_blocks=tuple(recomputed),
         recomputed_products=operators.recomputed_products,
         loss_scale=max(scales, default=0.0),
+        replicas=len(operators.devices),
+        group_ranks=dist.get_world_size() if dist.is_initialized() else 0,
+        sharded_parameters=sum(isinstance(p, DTensor) for p in loop.model.parameters()),
+        collective_calls=dict(operators.collective_calls),
+        collective_bytes=dict(operators.collective_bytes),
         **loading,
     )
 
@@ -83,12 +97,15 @@ def recomputing() -> bool:
 
 
 class _Operators(TorchDispatchMode):
-    """Counts dispatched operators and their floating-point operations."""
+    """Counts dispatched operators, their floating-point operations, and collectives."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.names: Counter[str] = Counter()
         self.matmul_flops: Counter[str] = Counter()
+        self.collective_calls: Counter[str] = Counter()
+        self.collective_bytes: Counter[str] = Counter()
+        self.devices: set[torch.device] = set()  # where products ran
         self.flops = 0
         self._errors: dict[str, float] = {}
         self.recomputed_products = 0
@@ -100,6 +117,8 @@ class _Operators(TorchDispatchMode):
         self.names[str(func._overloadpacket)] += 1
         if is_product(func):
             self._product(func, args, kwargs or {}, result)
+        if func.namespace in ("c10d", "_c10d_functional"):
+            self._collective(func, (args, kwargs, result))
         if self._made is not None:
             self._note_made(self._made, (args, kwargs), result)
         return result
@@ -116,10 +135,22 @@ class _Operators(TorchDispatchMode):
                 if storage._cdata not in foreign:
                     made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
 
+    def _collective(self, func: Any, touched: Any) -> None:
+        name = func._overloadpacket.__name__.lstrip("_")
+        kind = next((kind for kind, begin in _COLLECTIVES.items() if name.startswith(begin)), None)
+        if kind is None:  # waiting, wrapping
+            return
+        self.collective_calls[kind] += 1
+        # The whole tensor, which is either given or made, is the largest of those that it touches;
+        # where there are several of one side, as in coalesced calls, they are one list.
+        sizes = [_payload_bytes(side) for side in tree_leaves(touched, is_leaf=_is_side)]
+        self.collective_bytes[kind] += max(sizes)
+
     def _product(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         amount = flops(func, args, kwargs, result)
         factors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
         self.flops += amount
+        self.devices.add(factors[0].device)
         self.matmul_flops[str(factors[0].dtype).removeprefix("torch.")] += amount
         self.recomputed_products += recomputing()
         if factors[0].dtype == torch.float32 and func in _EXACT and str(func) not in self._errors:
@@ -131,11 +162,16 @@ class _Operators(TorchDispatchMode):
         return max(self._errors.values(), default=None)
 
     @contextmanager
-    def held_for_backward(self) -> Iterator[None]:
-        """Count the bytes that were made in here and are still alive at the end."""
+    def held_for_backward(self, model: nn.Module) -> Iterator[None]:
+        """Count the bytes that were made in here, are still alive at the end, and no parameter's.
+
+        Parameters are made in here where they are gathered for it.
+        """
         self._made = {}
         try:
             yield
+            for parameter in model.parameters():
+                self._made.pop(local(parameter).untyped_storage()._cdata, None)
             alive = (size for reference, size in self._made.values() if not reference.expired())
             self.saved_bytes = max(self.saved_bytes, sum(alive))
         finally:
@@ -192,7 +228,17 @@ def _over(root: Tensor, loss: Tensor) -> float:
 
 
 def _checksums(model: nn.Module) -> list[float]:
-    return [float(p.detach().double().sum()) for p in model.parameters() if p.requires_grad]
+    parameters = (local(p.detach()) for p in model.parameters() if p.requires_grad)
+    return [float(one.double().sum()) for one in parameters]
+
+
+def _is_side(part: Any) -> bool:
+    return isinstance(part, Tensor | list)
+
+
+def _payload_bytes(side: Any) -> int:
+    tensors = (leaf for leaf in tree_leaves(side) if isinstance(leaf, Tensor))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _error(result: Tensor, exact: Tensor) -> float:

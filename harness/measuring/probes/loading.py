@@ -7,25 +7,33 @@ import time
 from dataclasses import dataclass
 
 from harness.training.data import Batches
-from harness.training.types import Plan, Workload
+from harness.training.types import Site, Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Boundary:
-    """`pause_s` is from asking for the second epoch's first batch to having it."""
+    """`pause_s` is from asking for the second epoch's first batch to having it.
 
+    `batches` is what was loaded from: to end its workers can take torch 5 s each, so they are left
+    to end with this process.
+    """
+
+    batches: Batches
     pause_s: float
     loader_processes: int
     workers_survived: bool
 
 
-def epoch_boundary(workload: Workload, plan: Plan) -> Boundary:
-    """Load two short epochs under a plan's loader; nothing is trained.
+def epoch_boundary(workload: Workload, site: Site) -> Boundary:
+    """Load two short epochs under a site's loader; nothing is trained.
 
     An epoch has a batch for every worker, so that each of them shows itself.
     """
     batches = Batches(
-        workload, plan, batches_an_epoch=max(2, int(plan.loader.get("num_workers", 0)))
+        workload,
+        site.plan,
+        part=(site.rank, site.replicas),
+        batches_an_epoch=max(2, int(site.plan.loader.get("num_workers", 0))),
     )
     first = _loaders(batches)
     began = time.perf_counter()
@@ -35,6 +43,7 @@ def epoch_boundary(workload: Workload, plan: Plan) -> Boundary:
     first.discard(os.getpid())
     second.discard(os.getpid())
     return Boundary(
+        batches=batches,
         pause_s=pause_s,
         loader_processes=len(first),
         workers_survived=bool(first) and first == second,

@@ -17,6 +17,8 @@ from typing import Any, Protocol, TypeVar
 import psutil
 import torch
 from torch import Tensor
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 
 from harness.core import Peak
@@ -93,16 +95,28 @@ class CpuMemory:
         return peak
 
 
+def local(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor: all of it, or its shard."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def distinct_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of the storages behind tensors, each counted once: tied weights count once."""
-    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in tensors}
+    held = (local(tensor).untyped_storage() for tensor in tensors)
+    storages = {storage._cdata: storage for storage in held}
     return sum(storage.nbytes() for storage in storages.values())
 
 
 def categories(loop: Loop) -> dict[str, int]:
-    """Bytes of parameters, gradients and optimizer state, between backward and update."""
+    """Bytes that this rank holds of parameters, gradients and optimizer state.
+
+    To be called between backward and update.
+    """
     parameters = list(loop.model.parameters())
-    state = (value for one in loop.optimizer.state.values() for value in one.values())
+    optimizer = loop.optimizer
+    if isinstance(optimizer, ZeroRedundancyOptimizer):  # its shard is an optimizer of its own
+        optimizer = optimizer.optim
+    state = (value for one in optimizer.state.values() for value in one.values())
     return {
         "parameter_bytes": distinct_bytes(parameters),
         "gradient_bytes": distinct_bytes(p.grad for p in parameters if p.grad is not None),

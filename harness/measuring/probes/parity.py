@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from harness.training.data import HostBatch
 from harness.training.step import train_step
@@ -82,7 +83,9 @@ def _observed_step(loop: Loop, host: HostBatch, site: Site) -> tuple[float, floa
 def _normed(loop: Loop, norms: list[Tensor]) -> Callable[[], None]:
     def update() -> None:
         gradients = [p.grad for p in loop.model.parameters() if p.grad is not None]
-        norms.append(torch.nn.utils.get_total_norm(gradients) / loop.loss_scale())
+        norm = torch.nn.utils.get_total_norm(gradients)
+        whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        norms.append(whole / loop.loss_scale())
         loop.update()
 
     return update

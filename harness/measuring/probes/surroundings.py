@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -23,8 +24,9 @@ class HostLoad:
     own_s: float
 
     @classmethod
-    def read(cls) -> HostLoad:
-        """Now. `own_s` is this process and its children, loader workers among them."""
+    def read(cls, processes: Iterable[int]) -> HostLoad:
+        """Now. `own_s` is of the case's `processes` on this host and of their children, loader
+        workers among them."""
         host = psutil.cpu_times()
         idle = host.idle + getattr(host, "iowait", 0.0)
         stolen = getattr(host, "steal", 0.0)
@@ -34,7 +36,7 @@ class HostLoad:
             at_s=time.monotonic(),
             busy_s=sum(host) - idle - stolen - guest,
             stolen_s=stolen,
-            own_s=_own_s(),
+            own_s=sum(map(_with_children_s, processes)),
         )
 
     def disturbances(self, later: HostLoad) -> tuple[str, ...]:
@@ -50,11 +52,12 @@ class HostLoad:
         return tuple(told)
 
 
-def _own_s() -> float:
-    this = psutil.Process()
+def _with_children_s(pid: int) -> float:
     total_s = 0.0
-    for process in (this, *this.children(recursive=True)):
-        with suppress(psutil.NoSuchProcess):
-            # User and system time of itself and of the children it has waited for.
-            total_s += sum(process.cpu_times()[:4])
+    with suppress(psutil.NoSuchProcess):
+        this = psutil.Process(pid)
+        for process in (this, *this.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                # User and system time of itself and of the children it has waited for.
+                total_s += sum(process.cpu_times()[:4])
     return total_s

@@ -1,8 +1,9 @@
 """The catalogue: every axis, in the order in which techniques compose.
 
-The order stands here once. Checkpointing edits the blocks before anything moves or shards them;
-precision decides what runs inside a micro-batch; accumulation decides how many there are; how data
-are loaded touches none of them and comes last.
+The order stands here once. What replaces modules comes first; checkpointing edits the blocks
+before anything moves or shards them; data parallelism shards or wraps what is then whole; precision
+decides what runs inside a micro-batch; accumulation decides how many there are; how data are loaded
+touches none of them and comes last.
 """
 
 from __future__ import annotations
@@ -15,11 +16,15 @@ from harness.core import Case, Combination, StepbenchError
 from harness.training.techniques.accumulation import ACCUMULATION
 from harness.training.techniques.checkpointing import CHECKPOINTING
 from harness.training.techniques.loading import PERSISTENCE, PINNING, PREFETCH, WORKERS
+from harness.training.techniques.normalization import NORMALIZATION
+from harness.training.techniques.parallel import PARALLEL
 from harness.training.techniques.precision import PRECISION
-from harness.training.types import Axis, Technique, Workload
+from harness.training.types import Axis, Plan, Technique, Workload
 
 AXES: tuple[Axis, ...] = (
+    NORMALIZATION,
     CHECKPOINTING,
+    PARALLEL,
     PRECISION,
     ACCUMULATION,
     WORKERS,
@@ -28,11 +33,13 @@ AXES: tuple[Axis, ...] = (
     PERSISTENCE,
 )
 
-# How a combination is spelled, `bf16+accum4+ckpt2`: not the order in which it is composed.
+# How a combination is spelled, `bf16+accum4+ckpt2+ddp`: not the order in which it is composed.
 SPELLING_ORDER: tuple[Axis, ...] = (
     PRECISION,
     ACCUMULATION,
     CHECKPOINTING,
+    PARALLEL,
+    NORMALIZATION,
     WORKERS,
     PINNING,
     PREFETCH,
@@ -44,7 +51,7 @@ def find(name: str) -> tuple[Axis, Technique]:
     """The technique of that name and its axis; StepbenchError naming what there is."""
     for axis in AXES:
         for technique in axis.techniques:
-            if technique.name == name:
+            if name in (technique.name, *technique.also):
                 return axis, technique
     word, number = re.fullmatch(r"(.*?)(\d*)", name, re.DOTALL).groups()  # type: ignore[union-attr]
     for axis in AXES:
@@ -101,6 +108,14 @@ def chosen_techniques(combination: Combination) -> list[Technique]:
     return [find(combination.techniques.get(axis.name, axis.baseline))[1] for axis in AXES]
 
 
+def plan_of(combination: Combination) -> Plan:
+    """What the combination intends for the loop."""
+    plan = Plan()
+    for technique in chosen_techniques(combination):
+        plan = technique.plan(plan)
+    return plan
+
+
 def unsupported(case: Case, machine: Mapping[str, Any]) -> str | None:
     """Why this machine cannot run the case, or None; nothing has started yet."""
     reasons = (
@@ -109,10 +124,10 @@ def unsupported(case: Case, machine: Mapping[str, Any]) -> str | None:
     return next(filter(None, reasons), None)
 
 
-def refused(workload: Workload, combination: Combination) -> str | None:
-    """Why this workload cannot be trained under the combination, on any machine; or None."""
+def refused(workload: Workload, case: Case) -> str | None:
+    """Why this workload cannot be trained as the case says, on any machine; or None."""
     reasons = (
-        technique.refuses(workload, combination) for technique in chosen_techniques(combination)
+        technique.refuses(workload, case) for technique in chosen_techniques(case.combination)
     )
     return next(filter(None, reasons), None)
 

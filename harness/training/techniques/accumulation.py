@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from harness.core import Combination, Counters, StepbenchError
+from harness.core import Case, Counters, StepbenchError
 from harness.training.types import Axis, Plan, Technique, Workload
 
 
@@ -23,19 +23,28 @@ def _proof(counters: Counters, plan: Plan) -> str | None:
     return None
 
 
+def _divisors(number: int) -> str:
+    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
+
+
 def accumulate(micro_batches: int) -> Technique:
     """`accumN`; whether N divides the global batch is known only beside a workload."""
     if micro_batches < 1:
         raise StepbenchError(f"accum{micro_batches}: micro-batches must be at least 1")
 
-    def refuses(workload: Workload, combination: Combination) -> str | None:
-        batch = workload.global_batch
+    def refuses(workload: Workload, case: Case) -> str | None:
+        batch, rest = divmod(workload.global_batch, case.ranks)
+        if rest:
+            return (
+                f"{case.ranks} ranks do not divide {workload.name}'s global batch of "
+                f"{workload.global_batch}; choose from {_divisors(workload.global_batch)}"
+            )
         if batch % micro_batches == 0:
             return None
-        divisors = [str(n) for n in range(1, batch + 1) if batch % n == 0]
+        whose = f"a rank's {batch} samples of " if case.ranks > 1 else ""
         return (
-            f"accum{micro_batches} does not divide {workload.name}'s global batch of {batch}; "
-            f"choose N from {', '.join(divisors)}"
+            f"accum{micro_batches} does not divide {whose}{workload.name}'s global batch of "
+            f"{workload.global_batch}; choose N from {_divisors(batch)}"
         )
 
     def tolerance(workload: Workload) -> float | None:

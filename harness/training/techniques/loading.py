@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from harness.core import Case, Combination, Counters, StepbenchError
+from harness.core import Case, Counters, StepbenchError
 from harness.machine import device_type
 from harness.training.types import Axis, Plan, Technique, Workload
 
@@ -39,9 +39,9 @@ def workers(processes: int) -> Technique:
     )
 
 
-def _needs_workers(name: str) -> Callable[[Workload, Combination], str | None]:
-    def refuses(workload: Workload, combination: Combination) -> str | None:
-        if "workers" in combination.techniques:
+def _needs_workers(name: str) -> Callable[[Workload, Case], str | None]:
+    def refuses(workload: Workload, case: Case) -> str | None:
+        if "workers" in case.combination.techniques:
             return None
         return f"{name} is about worker processes: choose workersN with it"
 
@@ -66,9 +66,7 @@ def prefetch(batches: int) -> Technique:
         name=f"prefetch{batches}",
         about=f"each worker works {batches} batches ahead",
         plan=(lambda plan: plan) if default else _loading(prefetch_factor=batches),
-        refuses=(lambda workload, combination: None)
-        if default
-        else _needs_workers(f"prefetch{batches}"),
+        refuses=(lambda workload, case: None) if default else _needs_workers(f"prefetch{batches}"),
         proof=_proof_prefetch,
     )
 

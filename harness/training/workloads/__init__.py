@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from harness.core import StepbenchError
+from harness.core import Case, StepbenchError
 from harness.machine import device_type
 from harness.training.types import Workload
 from harness.training.workloads import gpt, own, photos
@@ -45,6 +46,12 @@ def load(text: str) -> Workload:
         f"{name!r} is not a workload; there are {', '.join(names())} (`stepbench list`), "
         "and your own as module:attribute"
     )
+
+
+def of_case(case: Case) -> Workload:
+    """The case's workload, its global batch grown by the case's factor."""
+    workload = load(case.workload)
+    return replace(workload, global_batch=workload.global_batch * case.batch_factor)
 
 
 def canonical(text: str) -> str:

@@ -15,7 +15,7 @@ from harness.store import new_run_id, open_run
 from harness.training import subject
 
 
-def claimed_machine():
+def claimed_machine(gpus=None):
     return synthetic.MACHINE
 
 

@@ -1,0 +1,328 @@
+"""Data parallelism: what every rank holds, and when ranks exchange gradients and parameters.
+
+The global batch is split over the ranks; gradients are means over them. All but DataParallel run a
+process a rank, in one group (NCCL on GPUs, gloo on CPUs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from harness.core import Case, Counters
+from harness.machine import device_type
+from harness.training.types import (
+    Axis,
+    Loop,
+    MakeOptimizer,
+    Plan,
+    Site,
+    Technique,
+    Workload,
+)
+
+# Sums in another order, as under accumulation, grown over five updates.
+TOLERANCE = 1e-3
+
+
+def _same_unless_batch_dependent(workload: Workload) -> float | None:
+    return None if workload.batch_dependent else TOLERANCE
+
+
+def _needs_devices(case: Case, machine: Mapping[str, Any]) -> str | None:
+    devices = len(machine["gpus"])
+    if device_type(machine) == "cuda" and devices < case.ranks:
+        return f"{case.ranks} ranks need as many GPUs; this machine or sweep has {devices}"
+    return None
+
+
+def _refuses_ranks(workload: Workload, case: Case) -> str | None:
+    if case.ranks == 1:
+        return None
+    return f"{case.ranks} ranks need a data-parallel technique: choose ddp, zero1, fsdp2, …"
+
+
+def _proof_single(counters: Counters, plan: Plan) -> str | None:
+    ran = sum(counters.collective_calls.values())
+    return f"{ran} collectives ran in a process that should be alone" if ran else None
+
+
+def _missing(counters: Counters, *kinds: str) -> str | None:
+    absent = [kind for kind in kinds if not counters.collective_calls.get(kind)]
+    return f"no {' and no '.join(absent)} ran in a step" if absent else None
+
+
+# --- DistributedDataParallel ---------------------------------------------------------------------
+
+
+def _replicated(**options: Any) -> Callable[[nn.Module, Site], nn.Module]:
+    def wrap(model: nn.Module, site: Site) -> nn.Module:
+        where = [site.device] if site.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=where, **options)
+
+    return wrap
+
+
+def _reduce_with_the_last(loop: Loop, site: Site) -> Loop:
+    """Gradients of earlier micro-batches stay where they are: one reduction a step."""
+
+    def around(last: bool) -> AbstractContextManager[Any]:
+        model = loop.model
+        assert isinstance(model, DistributedDataParallel)
+        return nullcontext() if last else model.no_sync()
+
+    return replace(loop, around=(*loop.around, around))
+
+
+def _proof_ddp(counters: Counters, plan: Plan) -> str | None:
+    return _missing(counters, "all_reduce")
+
+
+def _refuses_accumulation(workload: Workload, case: Case) -> str | None:
+    if "accumulation" not in case.combination.techniques:
+        return None
+    return "ddp-static with accumulation: torch's static graph knows no no_sync(); choose ddp"
+
+
+def _ddp(name: str, about: str, **options: Any) -> Technique:
+    return Technique(
+        name=name,
+        about=about,
+        plan=lambda plan: replace(plan, distributed=True),
+        model=_replicated(**options),
+        loop=_reduce_with_the_last,
+        proof=_proof_ddp,
+        unsupported=_needs_devices,
+        refuses=_refuses_accumulation
+        if options.get("static_graph")
+        else lambda workload, case: None,
+        tolerance=_same_unless_batch_dependent,
+    )
+
+
+# --- ZeRO stage 1 --------------------------------------------------------------------------------
+
+
+def _sharded_optimizer(make: MakeOptimizer, site: Site) -> MakeOptimizer:
+    # It calls what it is given on this rank's parameters only.
+    return lambda parameters: ZeroRedundancyOptimizer(parameters, optimizer_class=make)  # type: ignore[arg-type]
+
+
+def _proof_zero1(counters: Counters, plan: Plan) -> str | None:
+    return _missing(counters, "all_reduce", "broadcast")
+
+
+# --- FSDP2: ZeRO stages 2 and 3 ------------------------------------------------------------------
+
+
+def _sharded(
+    *, reshard_after_forward: bool, offload: bool = False
+) -> Callable[[nn.Module, Site], nn.Module]:
+    def shard(model: nn.Module, site: Site) -> nn.Module:
+        pinned = site.device.type == "cuda"
+        options: dict[str, Any] = {
+            "mesh": site.mesh,
+            "mp_policy": MixedPrecisionPolicy(
+                param_dtype=site.plan.autocast, reduce_dtype=torch.float32
+            ),
+            "offload_policy": CPUOffloadPolicy(pin_memory=pinned) if offload else OffloadPolicy(),
+        }
+        for block in site.workload.blocks(model):
+            fully_shard(block, reshard_after_forward=reshard_after_forward, **options)
+        # Backward needs the root's parameters first: gathering them twice would buy nothing.
+        fully_shard(model, reshard_after_forward=False, **options)
+        return model
+
+    return shard
+
+
+def _scatter_with_the_last(*, reshard: bool) -> Callable[[Loop, Site], Loop]:
+    """Reduce gradients once a step; where parameters stay gathered, let them until its end."""
+
+    def edit(loop: Loop, site: Site) -> Loop:
+        @contextmanager
+        def around(last: bool) -> Iterator[None]:
+            model = loop.model
+            assert isinstance(model, FSDPModule)
+            model.set_requires_gradient_sync(last)
+            model.set_is_last_backward(last)
+            model.set_reshard_after_backward(reshard or last)
+            yield
+
+        return replace(loop, around=(*loop.around, around))
+
+    return edit
+
+
+def _proof_fsdp(*, gathers: int) -> Callable[[Counters, Plan], str | None]:
+    """`gathers`: how often a step at least gathers a block for each of its micro-batches."""
+
+    def proof(counters: Counters, plan: Plan) -> str | None:
+        if counters.sharded_parameters == 0:
+            return "no parameter was sharded"
+        if counters.group_ranks == 1:  # nothing to gather from
+            return None
+        gathered = counters.collective_calls.get("all_gather", 0)
+        expected = gathers * counters.blocks * (plan.micro_batches if gathers > 1 else 1)
+        if gathered < expected:
+            return f"{gathered} all-gathers ran in a step, fewer than {expected}"
+        return _missing(counters, "all_gather", "reduce_scatter")
+
+    return proof
+
+
+def _refuses_segments(workload: Workload, case: Case) -> str | None:
+    if case.combination.techniques.get("checkpointing") != "ckpt-sqrt":
+        return None
+    return (
+        "ckpt-sqrt runs several blocks as one, which sharding by block cannot gather; choose ckptK"
+    )
+
+
+def _needs_a_device(case: Case, machine: Mapping[str, Any]) -> str | None:
+    if device_type(machine) == "cpu":
+        return "fsdp2-offload keeps shards in host memory: a CPU has no other memory to spare"
+    return _needs_devices(case, machine)
+
+
+def _fsdp(
+    name: str, about: str, *, also: tuple[str, ...] = (), reshard: bool, offload: bool = False
+) -> Technique:
+    return Technique(
+        name=name,
+        about=about,
+        also=also,
+        plan=lambda plan: replace(plan, distributed=True, shards=True),
+        model=_sharded(reshard_after_forward=reshard, offload=offload),
+        loop=_scatter_with_the_last(reshard=reshard),
+        proof=_proof_fsdp(gathers=2 if reshard else 1),
+        unsupported=_needs_a_device if offload else _needs_devices,
+        refuses=_refuses_segments,
+        tolerance=_same_unless_batch_dependent,
+    )
+
+
+# --- DataParallel --------------------------------------------------------------------------------
+
+
+class _Threads(nn.DataParallel[Any]):
+    """torch's DataParallel, whose threads see what the thread that started them does.
+
+    By itself a replica's thread computes in float16 whatever autocast's type is, and nothing that
+    watches operators sees it.
+    """
+
+    autocast: torch.dtype | None = None
+
+    def parallel_apply(self, replicas: Any, inputs: Any, kwargs: Any) -> list[Any]:
+        modes = _get_current_dispatch_mode_stack()
+
+        def within(replica: Callable[..., Any]) -> Callable[..., Any]:
+            def run(*arguments: Any, **named: Any) -> Any:
+                with ExitStack() as stack:
+                    for mode in modes:
+                        stack.enter_context(mode)
+                    stack.enter_context(
+                        torch.autocast("cuda", self.autocast, enabled=self.autocast is not None)
+                    )
+                    return replica(*arguments, **named)
+
+            return run
+
+        return super().parallel_apply([within(one) for one in replicas], inputs, kwargs)
+
+
+def _in_threads(model: nn.Module, site: Site) -> nn.Module:
+    wrapped = _Threads(model, device_ids=list(range(site.ranks)))
+    wrapped.autocast = site.plan.autocast
+    return wrapped
+
+
+def _needs_two_gpus(case: Case, machine: Mapping[str, Any]) -> str | None:
+    if len(machine["gpus"]) < 2:
+        return (
+            f"dataparallel needs two GPUs, of which there are {len(machine['gpus'])}: torch would "
+            "pass the model through unchanged"
+        )
+    if case.ranks < 2:
+        return "dataparallel on one device is the plain model: choose 2 ranks or more"
+    return _needs_devices(case, machine)
+
+
+def _proof_threads(counters: Counters, plan: Plan) -> str | None:
+    if counters.replicas < 2:
+        return "one replica ran forward: the model was passed through unchanged"
+    return None
+
+
+PARALLEL = Axis(
+    name="parallel",
+    baseline="single",
+    examples=("single", "dataparallel", "ddp", "zero1", "zero2", "fsdp2", "fsdp2-offload"),
+    techniques=(
+        Technique(
+            name="single",
+            about="one process on one device",
+            proof=_proof_single,
+            refuses=_refuses_ranks,
+        ),
+        Technique(
+            name="dataparallel",
+            about="nn.DataParallel: one process, a thread and a copy of the model a GPU",
+            model=_in_threads,
+            proof=_proof_threads,
+            unsupported=_needs_two_gpus,
+            tolerance=_same_unless_batch_dependent,
+        ),
+        _ddp("ddp", "every rank holds the model; gradients are all-reduced, once a step"),
+        _ddp(
+            "ddp-bucket-view",
+            "ddp whose gradients lie in the buckets that are reduced, not beside them",
+            gradient_as_bucket_view=True,
+        ),
+        _ddp(
+            "ddp-static",
+            "ddp that is told its graph never changes; gradients lie in the buckets",
+            gradient_as_bucket_view=True,
+            static_graph=True,
+        ),
+        replace(
+            _ddp("zero1", "ddp whose optimizer state is sharded (ZeRO stage 1)"),
+            optimizer=_sharded_optimizer,
+            proof=_proof_zero1,
+        ),
+        _fsdp(
+            "zero2",
+            "fully_shard by block, gathered from forward to the end of backward (ZeRO stage 2)",
+            also=("fsdp2-no-reshard",),
+            reshard=False,
+        ),
+        _fsdp(
+            "fsdp2",
+            "fully_shard by block, gathered only while it runs (ZeRO stage 3)",
+            also=("zero3",),
+            reshard=True,
+        ),
+        _fsdp(
+            "fsdp2-offload",
+            "fsdp2 whose shards and optimizer live in host memory",
+            reshard=True,
+            offload=True,
+        ),
+    ),
+)
