@@ -123,7 +123,7 @@ def run(
         return 0
     settings = Settings(rounds=rounds, max_steps=steps, min_steps=min(5, steps))
     chosen = canonical(workload) if workload else default(this_machine())
-    numbers = _numbers(ranks) if ranks else [default_ranks(this_machine())]
+    numbers = _numbers(ranks) if ranks is not None else [default_ranks(this_machine())]
     cases = _cases(chosen, combinations, choices, ranks=numbers, weak=weak)
     most = max(case.ranks for case in cases)
     file = open_sweep(results, settings, project=Path.cwd(), commit=commit, gpus=most)

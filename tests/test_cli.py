@@ -131,3 +131,22 @@ def test_reading_never_loads_torch(run_once):
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], cwd=folder, check=True, capture_output=True)
+
+
+def test_ranks_and_weak_scaling(tmp_path):
+    quick = ("-w", "gpt-tiny", "-r", "1", "--steps", "3", "--ranks", "1,2")
+    told = stepbench("run", "ddp", *quick, cwd=tmp_path).stdout
+    assert "\nddp on 2 ranks " in told
+    assert "1 all-reduce 0.128" in told
+    weak = stepbench("run", "ddp", "--weak", *quick, "--json", cwd=tmp_path).stdout
+    [table] = json.loads(weak)["tables"]
+    names = [row["combination"] for row in table["rows"]]
+    assert names[-1] == "ddp on 2 ranks, global batch x2"
+    assert table["rows"][-1]["figures"]["loss_difference"] is None
+    assert table["rows"][-1]["figures"]["ranks"]["collectives"] == {"all_reduce": [1, 133760]}
+
+
+@pytest.mark.parametrize("ranks", ["0", "two", "1,", "-1", ""])
+def test_a_wrong_number_of_ranks_is_one_line(tmp_path, ranks):
+    told = stepbench("run", "ddp", "--ranks", ranks, cwd=tmp_path, code=2).stderr
+    assert told.startswith(f"stepbench: --ranks {ranks}: numbers from 1 on")

@@ -32,7 +32,7 @@ import torch.utils.flop_counter  # noqa: F401
 PR_SET_PDEATHSIG = 1
 # When one of a group has ended badly, another that ended worse is known within this: sockets of a
 # process that dies are closed before its death can be seen.
-GRACE_S = 0.5
+GRACE_S = 1.0
 # A hanging process writes where it stands within this.
 STACK_S = 0.5
 # A workload's module may ask at import whether there is CUDA: let torch answer that by NVML, which

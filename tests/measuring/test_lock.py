@@ -146,6 +146,24 @@ def test_without_a_driver_nothing_is_locked(host):
     assert not (host.folder / "stepbench-gpus").exists()
 
 
+def test_a_sweep_of_several_ranks_takes_as_many(host):
+    host.has("GPU-a", "GPU-b", "GPU-c")
+    first, said = host.take(WANTED="2")
+    assert said == "True GPU-a,GPU-b"
+    second, said = host.take(WANTED="2")
+    assert said.startswith(f"only 1 GPUs are free, not 2: GPU-a by process {first.pid}")
+    for process in (first, second):
+        process.kill()
+        process.wait()
+    assert host.take(WANTED="8")[1] == "True GPU-a,GPU-b,GPU-c"
+
+
+def test_asv_holds_as_many_as_the_environment_says(host):
+    assert host.take(SWEEP, STEPBENCH_GPUS="2")[1].split()[0] == "GPU-a,GPU-b"
+    process, _ = host.take(SWEEP, STEPBENCH_GPUS="two", CUDA_VISIBLE_DEVICES="")
+    assert process.wait() != 0
+
+
 def test_two_sweeps_of_one_host_have_a_gpu_and_a_run_each(host):
     (gpu_a, run_a), (gpu_b, run_b) = (host.take(SWEEP)[1].split() for _ in range(2))
     assert (gpu_a, gpu_b) == ("GPU-a", "GPU-b")

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._C._autograd import DeviceType
 
 from harness.measuring.launch import in_child
-from harness.measuring.probes import memory, timing
+from harness.measuring.probes import communication, memory, timing
 from harness.measuring.probes.surroundings import HostLoad
 
 
@@ -39,6 +40,55 @@ def test_a_clock_that_disagrees_with_the_wall_is_an_objection():
     window = timing.Window(step_s=(0.1, 0.1), cpu_s=(0.1, 0.1), window_s=0.21)
     assert window.objection() == "the steps sum to 0.2000 s but the window took 0.2100 s"
     assert timing.Window(step_s=(0.1, 0.1), cpu_s=(0, 0), window_s=0.201).objection() is None
+
+
+def event(name, begin, end, *, device=DeviceType.CPU, children=()):
+    times = SimpleNamespace(start=begin * 1e6, end=end * 1e6)
+    return SimpleNamespace(
+        name=name, time_range=times, device_type=device, cpu_children=list(children)
+    )
+
+
+@pytest.mark.parametrize(
+    ("when", "length"),
+    [
+        ([], 0),
+        ([(1, 3)], 2),
+        ([(1, 3), (2, 4)], 3),
+        ([(5, 6), (1, 9), (2, 3)], 8),
+        ([(1, 2), (4, 5)], 2),
+    ],
+)
+def test_the_length_of_a_union(when, length):
+    assert communication.total(when) == length
+
+
+def test_communication_is_exposed_where_nothing_was_computed():
+    inner = event("aten::mm", 2, 4)
+    events = [
+        event("gloo:all_reduce", 1, 6),
+        event("gloo:all_reduce", 5, 7),
+        event("aten::matmul", 0, 5, children=[inner]),  # waits but for its child
+        inner,
+        event("aten::add", 6.5, 9),
+        event("c10d::allreduce_", 0, 1),
+    ]
+    running, computing = communication.intervals(events, cuda=False)
+    assert communication.total(running) == 6  # from 1 to 7
+    exposed = communication.total([*running, *computing]) - communication.total(computing)
+    assert exposed == 3.5  # but for 2 to 4 and 6.5 to 7
+
+
+def test_communication_on_a_device_is_read_from_its_kernels():
+    on_device = {"device": DeviceType.CUDA}
+    events = [
+        event("ncclDevKernel_AllReduce_Sum_f32_RING_LL(ncclDevKernelArgs)", 1, 5, **on_device),
+        event("sm90_xmma_gemm_f32f32", 2, 3, **on_device),
+        event("aten::mm", 0, 9),
+        event("nccl:all_reduce", 0, 9),
+    ]
+    running, computing = communication.intervals(events, cuda=True)
+    assert (running, computing) == ([(1, 5)], [(2, 3)])
 
 
 def test_cpu_peak_is_the_bytes_that_were_held():

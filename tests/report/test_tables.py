@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from harness.core import Calibration, Outcome
+from harness.core import Calibration, Communication, Outcome
 from harness.report import formats, tables
 from harness.stats import Estimate
 from tests.synthetic import MACHINE, MIB, WORKLOAD, case, measurement, record, run, run_file
@@ -156,6 +156,7 @@ def test_json_has_base_units_and_null_where_there_is_no_finite_number():
         "host_bytes": None,
         "epoch_pause_s": None,
         "disturbances": [],
+        "ranks": None,
     }
     assert fp16["figures"]["loss_difference"] is None
     assert tf32["figures"] is None
@@ -217,3 +218,26 @@ def test_calibration_says_how_fast_the_machine_was_and_how_much_it_wandered():
     assert formats.calibration([at(90e9, 48e9)]).endswith(
         "to the device 48.0 GB/s pinned and 12.0 pageable"
     )
+
+
+def test_what_each_rank_holds_and_exchanges():
+    told = replace(
+        BASELINE,
+        communication=Communication(step_s=0.2, running_s=0.1, exposed_s=0.05),
+        counters=replace(
+            BASELINE.counters,
+            collective_calls={"reduce_scatter": 7, "all_gather": 13},
+            collective_bytes={"reduce_scatter": 5 * MIB, "all_gather": 9 * MIB},
+        ),
+    )
+    grown = replace(case("bf16"), ranks=2, batch_factor=2)
+    file = run_file([record(grown, [(told, BASELINE)]), record(case("bf16"), [(FASTER, BASELINE)])])
+    name = "bf16 on 2 ranks, global batch x2"
+    first, second = tables.terminal(file).split(tables.LEGEND[-1])
+    assert text_rows(first)[1][:4] == [name, "ok", "100", "2.00x"]
+    assert text_rows(first)[1][7] == "n/a"
+    assert [cell.strip() for cell in second.splitlines()[4].split("  ") if cell.strip()] == [
+        name, "10.0", "10.0", "10.0", "100", "100", "100",
+        "13 all-gather 9.00, 7 reduce-scatter 5.00", "25%",
+    ]  # fmt: skip
+    assert f"| {name} " in tables.markdown(file)

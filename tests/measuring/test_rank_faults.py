@@ -1,0 +1,352 @@
+"""Faults in one rank of several, injected for real: the guilty one is named, nothing is left."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from harness.core import Case, Outcome
+from harness.measuring import worker
+from harness.measuring.launch import Ended
+from harness.measuring.measure import measure
+from harness.measuring.ranks import guilty
+from harness.measuring.settings import Settings
+from harness.store import RunFile
+from harness.training import build as build_module
+from harness.training.techniques import parallel, parse
+from tests.synthetic import measurement
+
+GUILTY = 1
+SETTINGS = Settings(rounds=1, max_steps=2, min_steps=2, deadline_s=6)
+# A deadline, and what it takes to fork, to ask where everybody stands, and to reap.
+LIMIT_S = 6 + 6
+
+
+def hang():
+    time.sleep(1000)
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def raise_it():
+    raise ValueError("this rank is broken")
+
+
+FAULTS = {
+    raise_it: "rank 1: ValueError: this rank is broken (test_rank_faults.py:",
+    die: "rank 1: the process was killed by SIGKILL",
+    hang: "rank 1: no answer within its deadline of 6 s; it was killed in hang (test_rank_faults",
+}
+
+
+@pytest.fixture
+def outcome_of(machine):
+    """The outcome of a case, in time, with as many processes after it as before."""
+
+    def run(name, ranks=2) -> Outcome:
+        case = Case(workload="gpt-tiny", combination=parse(name), ranks=ranks)
+        before = psutil.Process().children(recursive=True)
+        began = time.monotonic()
+        outcome = measure(case, SETTINGS, machine).outcome
+        assert time.monotonic() - began < LIMIT_S
+        assert psutil.Process().children(recursive=True) == before
+        return outcome
+
+    return run
+
+
+def planted(monkeypatch, phase, fault, after_steps=2):
+    """Let `fault` happen in a phase of a step of the guilty rank."""
+    real = build_module.plain_loop
+
+    def faulty(model, optimizer, site):
+        loop = real(model, optimizer, site)
+        if site.rank != GUILTY:
+            return loop
+        function, calls = getattr(loop, phase), []
+
+        def broken(*arguments):
+            calls.append(phase)
+            if len(calls) > after_steps:
+                fault()
+            return function(*arguments)
+
+        return replace(loop, **{phase: broken})
+
+    monkeypatch.setattr(build_module, "plain_loop", faulty)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    ("name", "phase"),
+    [("ddp", "forward"), ("ddp", "backward"), ("ddp", "update"), ("fsdp2", "backward")],
+)
+def test_the_guilty_rank_is_named(monkeypatch, outcome_of, name, fault, phase):
+    planted(monkeypatch, phase, fault)
+    outcome = outcome_of(name)
+    assert outcome.kind == "failed"
+    assert outcome.reason.startswith(FAULTS[fault]), outcome.reason
+    if fault is not die:
+        assert fault.__name__ in outcome.traceback
+
+
+def test_one_of_four(monkeypatch, outcome_of):
+    planted(monkeypatch, "backward", raise_it)
+    assert outcome_of("zero1", 4).reason.startswith(FAULTS[raise_it])
+
+
+def test_a_fault_while_building(monkeypatch, outcome_of):
+    real = worker.build
+
+    def faulty(*arguments, rank, **options):
+        if rank == GUILTY:
+            raise_it()
+        return real(*arguments, rank=rank, **options)
+
+    monkeypatch.setattr(worker, "build", faulty)
+    assert outcome_of("fsdp2").reason.startswith(FAULTS[raise_it])
+
+
+def test_a_rank_that_never_arrives(monkeypatch, outcome_of):
+    real = worker.Subject.join
+
+    def join(self, deadline_s):
+        if self.place.rank == GUILTY:
+            hang()
+        real(self, deadline_s)
+
+    monkeypatch.setattr(worker.Subject, "join", join)
+    assert outcome_of("ddp").reason.startswith(FAULTS[hang])
+
+
+def test_a_rank_with_fewer_batches(monkeypatch, outcome_of):
+    class Short(worker.Batches):
+        def __init__(self, workload, plan, *, part, **options):
+            super().__init__(workload, plan, part=part, **options)
+            self.rank = part[0]
+
+        def __next__(self):
+            if self.received == 3 and self.rank == GUILTY:
+                raise StopIteration
+            return super().__next__()
+
+    monkeypatch.setattr(worker, "Batches", Short)
+    told = "rank 1: no batch was left for step 4: an epoch must never end early"
+    assert outcome_of("ddp").reason == told
+
+
+def test_a_rank_that_leaves_before_the_others(monkeypatch, outcome_of):
+    real = worker.Subject._time
+
+    def leave(self, *arguments):
+        if self.place.rank == GUILTY:
+            raise Left
+        return real(self, *arguments)
+
+    class Left(Exception):
+        pass
+
+    def measure_or_leave(self, settings):
+        try:
+            return measure_all(self, settings)
+        except Left:
+            return measurement(), None
+
+    measure_all = worker.Subject.measure
+    monkeypatch.setattr(worker.Subject, "measure", measure_or_leave)
+    monkeypatch.setattr(worker.Subject, "_time", leave)
+    outcome = outcome_of("ddp")
+    assert outcome.kind == "failed"
+    told = "rank 1 left before rank 0 had done: no answer within its deadline of 6 s"
+    assert outcome.reason.startswith(told)
+
+
+def test_the_next_case_runs(monkeypatch, outcome_of):
+    with monkeypatch.context() as patched:
+        planted(patched, "backward", die)
+        assert not outcome_of("ddp").ok
+    assert outcome_of("ddp").ok
+
+
+def test_ddp_without_its_reduction(monkeypatch, outcome_of):
+    class Silent(parallel.DistributedDataParallel):
+        def forward(self, *arguments, **named):
+            with self.no_sync():
+                return super().forward(*arguments, **named)
+
+    monkeypatch.setattr(parallel, "DistributedDataParallel", Silent)
+    outcome = outcome_of("ddp")
+    assert outcome.kind == "invalid"
+    assert outcome.reason == "rank 0: ddp was not active: no all_reduce ran in a step"
+
+
+def test_a_reduction_of_something_else(monkeypatch, outcome_of):
+    """Collectives run, and still every rank trains a model of its own."""
+
+    class Astray(parallel.DistributedDataParallel):
+        def forward(self, *arguments, **named):
+            parallel.torch.distributed.all_reduce(parallel.torch.zeros(4))
+            with self.no_sync():
+                return super().forward(*arguments, **named)
+
+    monkeypatch.setattr(parallel, "DistributedDataParallel", Astray)
+    outcome = outcome_of("ddp")
+    assert outcome.kind == "invalid"
+    assert "their gradients were not averaged" in outcome.reason
+
+
+def test_gradients_that_are_summed(monkeypatch, outcome_of):
+    def summing(state, bucket):
+        return (
+            parallel.torch.distributed.all_reduce(bucket.buffer(), async_op=True)
+            .get_future()
+            .then(lambda done: done.value()[0])
+        )
+
+    class Summed(parallel.DistributedDataParallel):
+        def __init__(self, *arguments, **named):
+            super().__init__(*arguments, **named)
+            self.register_comm_hook(None, summing)
+
+    monkeypatch.setattr(parallel, "DistributedDataParallel", Summed)
+    outcome = outcome_of("ddp")
+    assert outcome.kind == "invalid"
+    assert "differs from the baseline's by 1.0e+00" in outcome.reason
+
+
+def _whole(module, **options):
+    """Does nothing but answer to what FSDP2's modules answer to."""
+    for name in (
+        "set_requires_gradient_sync",
+        "set_is_last_backward",
+        "set_reshard_after_backward",
+    ):
+        setattr(type(module), name, lambda self, value: None)
+
+
+LEFT_OUT = {
+    "ZeroRedundancyOptimizer": lambda parameters, optimizer_class: optimizer_class(parameters),
+    "fully_shard": _whole,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "told"),
+    [
+        ("zero1", "ZeroRedundancyOptimizer", "no broadcast ran in a step"),
+        ("zero2", "fully_shard", "no parameter was sharded"),
+        ("fsdp2", "fully_shard", "no parameter was sharded"),
+    ],
+)
+def test_sharding_that_is_left_out(monkeypatch, outcome_of, name, what, told):
+    monkeypatch.setattr(parallel, what, LEFT_OUT[what])
+    monkeypatch.setattr(parallel, "FSDPModule", parallel.nn.Module)
+    outcome = outcome_of(name)
+    assert outcome.kind == "invalid"
+    assert outcome.reason == f"rank 0: {name} was not active: {told}"
+
+
+def said(death=None, outcome=None, stack=None, traceback=None):
+    answer = {"outcome": outcome.to_json()} if outcome else None
+    if not death and not outcome:
+        answer = {"measurement": {}}
+    return Ended(answer=answer, death=death, wall_s=1.0, stack=stack, traceback=traceback)
+
+
+LEFT = said(
+    outcome=Outcome(kind="failed", reason="RuntimeError: [gloo] Connection closed by peer [x]")
+)
+KILLED = said("the process was killed by SIGKILL")
+WAITING = said("late", stack=("wait (torch/distributed/distributed_c10d.py:9)",))
+STANDING = said("late", stack=("loads (json.py:3)", "wait (torch/distributed/x.py:9)"))
+SHORT = said(outcome=Outcome(kind="oom", reason="out of memory", phase="forward"))
+
+
+@pytest.mark.parametrize(
+    ("ended", "rank"),
+    [
+        ([LEFT, KILLED, WAITING], 1),
+        ([LEFT, WAITING, STANDING], 2),
+        ([WAITING, KILLED, SHORT], 2),
+        ([KILLED, SHORT, LEFT], 1),
+        ([WAITING, LEFT], 1),
+        ([WAITING, WAITING], 0),
+    ],
+)
+def test_who_is_to_blame(ended, rank):
+    assert guilty(ended).reason.startswith(f"rank {rank}: ")
+
+
+def test_who_left_the_others_waiting():
+    assert guilty([WAITING, said()]).reason.startswith("rank 1 left before rank 0 had done: ")
+
+
+def test_a_group_is_out_of_memory_as_its_rank_is():
+    outcome = guilty([LEFT, SHORT])
+    assert (outcome.kind, outcome.phase) == ("oom", "forward")
+
+
+NODE = """
+torchrun --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint localhost:{port}
+-m harness.cli run ddp -w gpt-tiny -r 2 --results {results}
+"""
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        return one.getsockname()[1]
+
+
+def test_torchrun_spans_two_agents(tmp_path):
+    command = NODE.format(port=free_port(), results=tmp_path / "results").split()
+    nodes = [
+        subprocess.Popen(
+            [os.path.join(os.path.dirname(sys.executable), command[0]), *command[1:]],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    told = [node.communicate(timeout=90)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], told
+    assert "ddp on 2 ranks: ok, speed-up" in "".join(told)
+    [path] = (tmp_path / "results").glob("*/*.jsonl")
+    file, problems = RunFile.read(path)
+    assert problems == []
+    assert [len(record.rounds) for record in file.records] == [2, 2]
+    assert [len(one.case.ranks) for one in file.records[1].rounds] == [2, 2]
+    assert file.closed
+
+
+def test_a_port_in_use(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        program = [os.path.join(os.path.dirname(sys.executable), "torchrun")]
+        options = [
+            "--nproc-per-node",
+            "2",
+            "--master-addr",
+            "localhost",
+            "--master-port",
+            str(port),
+        ]
+        command = ["-m", "harness.cli", "run", "ddp", "-w", "gpt-tiny", "--results", str(tmp_path)]
+        done = subprocess.run(
+            [*program, *options, *command], capture_output=True, text=True, timeout=60, check=False
+        )
+    assert done.returncode != 0
+    assert f"port: {port}" in done.stderr
+    assert "EADDRINUSE" in done.stderr
+    assert not list(tmp_path.glob("*/*.jsonl"))
