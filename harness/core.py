@@ -17,6 +17,8 @@ from typing import Any, Literal, Self
 MEASURE_VERSION = 2
 
 OutcomeKind = Literal["ok", "oom", "unsupported", "invalid", "failed"]
+# What the time of a step goes to: waiting for the batch, the loop's functions, and what is between.
+StepPart = Literal["data", "forward", "backward", "update", "rest"]
 Phase = Literal["build", "data", "forward", "backward", "update", "warm-up", "other"]
 
 
@@ -242,16 +244,36 @@ class Memory(Jsonable):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceState(Jsonable):
+    """What a GPU was like during a window, from so many samples; None for what it does not tell.
+
+    `clock_mhz` is the median of its processors' clock, `temperature_c` the highest, `power_w` the
+    mean. `foreign_processes` are most processes of others at once that used it, None where its
+    driver does not show ours either (containers).
+    """
+
+    samples: int
+    clock_mhz: float | None
+    lowest_clock_mhz: int | None
+    temperature_c: int | None
+    power_w: float | None
+    throttle_reasons: tuple[str, ...]
+    foreign_processes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Communication(Jsonable):
     """Seconds of one step under torch's profiler, one that is never timed otherwise.
 
     `running_s`: some collective ran. `exposed_s`: one ran and nothing was computed meanwhile (on
-    CPU no operator, on CUDA no other kernel).
+    CPU no operator, on CUDA no other kernel). `exposed_shares`: the exposed share of each part of
+    the step in which it is not 0.
     """
 
     step_s: float
     running_s: float
     exposed_s: float
+    exposed_shares: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,6 +285,7 @@ class Rank(Jsonable):
     collective_calls: Mapping[str, int]
     collective_bytes: Mapping[str, int]
     communication: Communication | None = None
+    device: DeviceState | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,8 +315,12 @@ class Measurement(Jsonable):
             having ended.
         host_bytes: host memory of the process and its loader workers after the window, each shared
             page counted once (proportional set size).
+        parts_s: seconds of each timed step by `StepPart`, adding up to `step_s`; the device's.
         communication: where there is a process group.
         ranks: each rank's own figures, where there are several.
+        device: the GPU's state during the window (of several ranks, the slowest's).
+        allocation_retries: how often in the window the caching allocator had to give memory back
+            to the driver before it could go on.
     """
 
     step_s: tuple[float, ...]
@@ -314,8 +341,11 @@ class Measurement(Jsonable):
     data_wait_s: tuple[float, ...] = ()
     epoch_pause_s: float | None = None
     host_bytes: int | None = None
+    parts_s: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     communication: Communication | None = None
     ranks: tuple[Rank, ...] = ()
+    device: DeviceState | None = None
+    allocation_retries: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

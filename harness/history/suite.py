@@ -151,7 +151,7 @@ class Cases:
         return max(self._of_each_process(lambda one: sum(one.counters.operators.values())))
 
     def _of_each_process(self, figure: Callable[[Measurement], float]) -> list[float]:
-        return [figure(one.case) for one in self.record.rounds]
+        return [figure(one.case) for one in stats.judged(self.record)]
 
 
 class RankCases(Cases):

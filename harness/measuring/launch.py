@@ -72,11 +72,14 @@ def in_children(
     *,
     deadline_s: float,
     bad: Callable[[Any], bool] = lambda answer: False,
+    meanwhile: Callable[[], None] = lambda: None,
+    every_s: float = 3600.0,
 ) -> list[Ended]:
     """The same for several children at once; how each ended, in order.
 
     When one dies, raises, or gives an answer that is `bad`, the others have `GRACE_S` left. One
-    that has told its end stays until all have: ranks must not see each other leave.
+    that has told its end stays until all have: ranks must not see each other leave. `meanwhile` is
+    called every so many seconds.
     """
     children: list[_Child] = []
     until = time.monotonic() + deadline_s
@@ -84,9 +87,11 @@ def in_children(
         children.extend(_Child(task, stays=len(tasks) > 1) for task in tasks)
         while waiting := [child for child in children if child.told is None]:
             handles = [handle for child in waiting for handle in child.handles]
-            ready = connection.wait(handles, max(0.0, until - time.monotonic()))
-            if not ready:
-                break
+            left_s = until - time.monotonic()
+            if not connection.wait(handles, max(0.0, min(every_s, left_s))):
+                if left_s <= every_s:
+                    break
+                meanwhile()
             for child in waiting:
                 child.listen()
                 if child.told and (child.told["error"] or bad(child.told["answer"])):

@@ -11,7 +11,7 @@ from harness.machine import device_type
 from harness.measuring.ranks import guilty, merged
 from harness.measuring.settings import Settings
 from harness.measuring.team import run_ranks
-from harness.stats import parity_difference, step_s
+from harness.stats import disturbed, parity_difference, step_s
 from harness.store import now
 from harness.training.techniques import (
     other_mathematics,
@@ -38,13 +38,17 @@ class Stopped(Exception):
 def measure(case: Case, settings: Settings, machine: Mapping[str, Any]) -> Record:
     """Measure a case; whatever goes wrong with it is the record's outcome, never an exception.
 
-    Order is balanced over rounds: baseline first, case first, and again.
+    Order is balanced over rounds: baseline first, case first, and again. A disturbed round is kept,
+    and measured again within the settings' limit.
     """
     reason = unsupported(case, machine) or refused(of_case(case), case)
     if reason:
         return _record(case, Outcome(kind="unsupported", reason=reason), [])
     rounds: list[Round] = []
-    for index in range(settings.rounds):
+    most = settings.rounds + min(settings.rounds, settings.extra_rounds)
+    for index in range(most):
+        if sum(not disturbed(one) for one in rounds) >= settings.rounds:
+            break
         order: Literal["baseline first", "case first"] = (
             "case first" if index % 4 in (1, 2) else "baseline first"
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -19,8 +19,9 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore, PrefixStore, Store, TCPStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from harness.core import Jsonable, Measurement, Memory, Outcome, Peak, Rank
+from harness.core import DeviceState, Jsonable, Measurement, Memory, Outcome, Peak, Rank
 from harness.measuring.launch import Ended
+from harness.measuring.probes.device import disturbances
 from harness.stats import relative_difference
 
 # Beyond the deadline of the processes: it is their parent who ends a hanging group.
@@ -115,9 +116,9 @@ class Group:
 
 def merged(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One answer of `worker.measure_case` from those of all ranks, each with a measurement."""
-    if len(answers) == 1:
-        return answers[0]
-    each = [Measurement.from_json(answer["measurement"]) for answer in answers]
+    each = [_with_device(answer) for answer in answers]
+    if len(each) == 1:
+        return {"measurement": each[0].to_json(), "objection": answers[0]["objection"]}
     if reason := _unlike(each):
         return {"outcome": Outcome(kind="failed", reason=reason).to_json()}
     objections = (
@@ -127,6 +128,16 @@ def merged(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
     )
     objection = next(objections, None) or _unsynchronized(each)
     return {"measurement": _one(each).to_json(), "objection": objection}
+
+
+def _with_device(answer: Mapping[str, Any]) -> Measurement:
+    """A rank's measurement, what was seen of its GPU from outside put in."""
+    measurement = Measurement.from_json(answer["measurement"])
+    device = DeviceState.from_json(answer["device"]) if answer.get("device") else None
+    told = [*measurement.disturbances, *disturbances(device)]
+    if retries := measurement.allocation_retries:
+        told.append(f"the allocator was out of memory and tried again ({retries} times)")
+    return replace(measurement, device=device, disturbances=tuple(told))
 
 
 def _unlike(each: Sequence[Measurement]) -> str | None:
@@ -170,6 +181,7 @@ def _one(each: Sequence[Measurement]) -> Measurement:
                 collective_calls=one.counters.collective_calls,
                 collective_bytes=one.counters.collective_bytes,
                 communication=one.communication,
+                device=one.device,
             )
             for one in each
         ),

@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -21,7 +21,8 @@ from typing import Any
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from harness.core import Case, StepbenchError
-from harness.measuring.launch import Ended, in_child, in_children
+from harness.measuring.launch import Ended, in_children
+from harness.measuring.probes.device import INTERVAL_S, DeviceSampler
 from harness.measuring.ranks import Place
 from harness.measuring.settings import Settings
 from harness.measuring.worker import measure_case
@@ -62,13 +63,32 @@ def run_ranks(case: Case, settings: Settings, device: str) -> list[Ended]:
         return _elastic().lead(case, settings, device, ranks, together)
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / "meeting") if together else None
-        places = (Place(rank=r, ranks=ranks, device=r, file=file) for r in range(ranks))
-        tasks = [
-            (measure_case, case.to_json(), settings, device, place.to_json()) for place in places
-        ]
-        return in_children(
-            tasks, deadline_s=settings.deadline_s, bad=lambda told: "outcome" in told
-        )
+        places = [Place(rank=r, ranks=ranks, device=r, file=file) for r in range(ranks)]
+        return _fork(case, settings, device, places)
+
+
+def _fork(case: Case, settings: Settings, device: str, places: Sequence[Place]) -> list[Ended]:
+    """A fresh process for each place, and the state of its GPU meanwhile beside its answer."""
+    tasks = [(measure_case, case.to_json(), settings, device, one.to_json()) for one in places]
+    samplers = [DeviceSampler(one.device) for one in places] if device == "cuda" else []
+
+    def sample() -> None:
+        for sampler in samplers:
+            sampler.sample()
+
+    ended = in_children(
+        tasks,
+        deadline_s=settings.deadline_s,
+        bad=lambda told: "outcome" in told,
+        meanwhile=sample,
+        every_s=INTERVAL_S,
+    )
+    for sampler, one in zip(samplers, ended, strict=False):
+        if one.answer and "window_at" in one.answer:
+            began_s, ended_s = one.answer["window_at"]
+            state = sampler.between(began_s, ended_s, own=[one.answer["process"]])
+            one.answer["device"] = state.to_json() if state else None
+    return ended
 
 
 def follow() -> None:
@@ -149,12 +169,9 @@ class _Elastic:
             "device": self.device,
             "prefix": f"{self.prefix}/group/{at}",
         }
-        settings = Settings.from_json(task["settings"])
-        return in_child(
-            measure_case,
-            task["case"],
-            settings,
+        return _fork(
+            Case.from_json(task["case"]),
+            Settings.from_json(task["settings"]),
             task["device"],
-            place,
-            deadline_s=settings.deadline_s,
-        )
+            [Place.from_json(place)],
+        )[0]

@@ -30,7 +30,7 @@ from harness.measuring.probes.communication import watched_step
 from harness.measuring.probes.loading import Boundary, epoch_boundary
 from harness.measuring.probes.parity import Parity
 from harness.measuring.probes.surroundings import HostLoad
-from harness.measuring.probes.timing import Window, synchronize, time_steps
+from harness.measuring.probes.timing import Marks, Window, marked, synchronize, time_steps
 from harness.measuring.ranks import Group, Place
 from harness.measuring.settings import Settings
 from harness.measuring.sources import digest_of_harness, digest_of_workload, wrong_tree
@@ -58,7 +58,8 @@ def measure_case(
     """Measure one case in this process, which must be fresh, as one rank of its group.
 
     Returns:
-        `{"measurement": …}`, to which `"objection"` adds why the number would be wrong; or
+        `{"measurement": …}`, to which `"objection"` adds why the number would be wrong, and
+        `"window_at"` and `"process"` when (`time.monotonic()`) and where the window was; or
         `{"outcome": …}` where there is no number.
     """
     case = Case.from_json(case_json)
@@ -84,7 +85,12 @@ def measure_case(
         return {"outcome": Outcome(kind="failed", reason=str(error)).to_json()}
     except Exception as error:
         return {"outcome": subject.outcome_of(error).to_json()}
-    return {"measurement": measurement.to_json(), "objection": objection}
+    return {
+        "measurement": measurement.to_json(),
+        "objection": objection,
+        "window_at": subject.window_at,
+        "process": os.getpid(),
+    }
 
 
 class Subject:
@@ -96,6 +102,8 @@ class Subject:
     first: HostBatch
     workload: Workload
     boundary: Boundary
+    window_at: tuple[float, float]
+    allocation_retries: int
 
     def __init__(self, case: Case, device: torch.device, place: Place) -> None:
         self.case, self.device, self.place = case, device, place
@@ -147,6 +155,7 @@ class Subject:
             epoch_pause_s=pause_s,
             host_bytes=host_bytes,
             communication=communication,
+            allocation_retries=self.allocation_retries,
         )
         proofs = (
             f"{technique.name} was not active: {reason}"
@@ -179,6 +188,8 @@ class Subject:
             rank=self.place.rank,
             mesh=self.group.mesh,
         )
+        self.marks = Marks(self.device)
+        self.marked_loop = marked(self.loop, self.marks)
         self.batches = Batches(
             self.workload, self.site.plan, part=(self.place.rank, self.site.replicas)
         )
@@ -196,7 +207,9 @@ class Subject:
         return host
 
     def _step(self) -> None:
-        train_step(self.loop, self._next(), self.site)
+        host = self._next()
+        self.marks.mark("data")
+        train_step(self.marked_loop, host, self.site)
 
     def _parity(self, probe: memory.MemoryProbe) -> tuple[Parity, Peak]:
         self.phase = "warm-up"
@@ -259,8 +272,18 @@ class Subject:
             self.tokens.clear()
             processes = self.group.host_processes
             scale, load_before = self.loop.loss_scale(), HostLoad.read(processes)
+            retries = self._allocation_retries()
             self.group.worst(0.0)  # all begin together
-            window = time_steps(self._step, steps, self.device)
+            began_s = time.monotonic()
+            window = time_steps(
+                self._step,
+                steps,
+                self.device,
+                marks=self.marks,
+                marks_a_step=3 + 3 * self.site.plan.micro_batches,
+            )
+            self.window_at = (began_s, time.monotonic())
+            self.allocation_retries = self._allocation_retries() - retries
             disturbances = load_before.disturbances(HostLoad.read(processes))
             wrong = window.objection()
             if self.loop.loss_scale() < scale:
@@ -268,6 +291,11 @@ class Subject:
             if not self.group.worst(bool(wrong)):
                 return window, disturbances, None
         return window, disturbances, wrong
+
+    def _allocation_retries(self) -> int:
+        if self.device.type != "cuda":
+            return 0
+        return int(torch.cuda.memory_stats(self.device)["num_alloc_retries"])
 
     def _steady_memory(self, probe: memory.MemoryProbe) -> tuple[Peak, dict[str, int]]:
         categories: dict[str, int] = {}
@@ -302,7 +330,9 @@ class Subject:
         if self.group.mesh is None:
             return None
         self.steps_run += 1
-        return watched_step(lambda: train_step(self.loop, self.first, self.site), self.device)
+        return watched_step(
+            self.loop, lambda loop: train_step(loop, self.first, self.site), self.device
+        )
 
     def _environment(self) -> dict[str, Any]:
         cuda = self.device.type == "cuda"

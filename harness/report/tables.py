@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from harness import machine
 from harness.report import formats
-from harness.report.rows import Figures, RankFigures, Row, Table, tables
+from harness.report.rows import PARTS, DeviceFigures, Figures, RankFigures, Row, Table, tables
 from harness.stats import MINIMUM_ROUNDS_FOR_INTERVAL
 from harness.store import RunFile
 
@@ -42,13 +42,29 @@ RANK_COLUMNS: dict[str, Callable[[RankFigures], str]] = {
     "collectives a step": lambda one: formats.collectives(one.collectives),
     "exposed": lambda one: "" if one.exposed_share is None else f"{one.exposed_share:.0%}",
 }
+# Shown where a GPU told its state.
+DEVICE_COLUMNS: dict[str, Callable[[DeviceFigures], str]] = {
+    "J a step": lambda one: formats.known(one.energy_j),
+    "W": lambda one: formats.known(one.power_w),
+    "MHz": lambda one: formats.known(one.clock_mhz),
+    "at most °C": lambda one: formats.known(one.temperature_c),
+    "clock limited by": lambda one: ", ".join(one.throttle_reasons),
+}
+DEVICE_LEGEND = (
+    "The GPU during the windows, as its driver told it: energy of a step is its mean power times the "
+    "step's time. A power cap is how a busy GPU runs; thermal and hardware limits disturb."
+)
+BUDGET_LEGEND = (
+    "Step budget in ms, adding up to the step: waiting for the batch, forward, backward, what "
+    "collectives add unhidden, the optimizer's update, the rest (moving micro-batches, the loop)."
+)
 RANK_LEGEND = (
     "Each rank: what the one with the largest peak holds, peaks in MiB; collectives by kind with "
     "the MiB of the whole tensors; exposed: part of a profiled step in which one ran and nothing "
     "was computed. Global batch xN: weak scaling, its speed-up is of throughput."
 )
 WAITING_SHARE = 0.05
-LEFT = ("combination", "outcome", "speed-up", "collectives a step")
+LEFT = ("combination", "outcome", "speed-up", "collectives a step", "clock limited by")
 
 LEGEND = (
     "speed-up: baseline step time / the case's, median over paired rounds [95% interval], above 1 "
@@ -106,10 +122,28 @@ def grid(table: Table, style: str, clean: Callable[[str], str]) -> tuple[str, li
     notes: dict[str, int] = {}
     columns = COLUMNS | (LOADING_COLUMNS if _loading_matters(table) else {})
     cells = [_cells(row, columns, notes, clean) for row in table.rows]
-    headers = ["combination", "outcome", *columns]
-    sides = ["left" if header in LEFT else "right" for header in headers]
-    text = tabulate(cells, headers, style, colalign=sides, disable_numparse=True)
+    text = _grid(["combination", "outcome", *columns], cells, style) or ""
     return text, [f"[{number}] {clean(note)}" for note, number in notes.items()]
+
+
+def budget_grid(table: Table, style: str, clean: Callable[[str], str]) -> str | None:
+    """Where the time of each case's step goes; None where no step was marked inside."""
+    cells = [
+        [clean(row.name), *(formats.milliseconds(budget[part]) for part in PARTS)]
+        for row in table.rows
+        if row.figures and (budget := row.figures.budget)
+    ]
+    return _grid(["combination", *PARTS], cells, style)
+
+
+def device_grid(table: Table, style: str, clean: Callable[[str], str]) -> str | None:
+    """The GPU's state beside each case; None where none was told."""
+    cells = [
+        [clean(row.name), *(clean(show(state)) for show in DEVICE_COLUMNS.values())]
+        for row in table.rows
+        if row.figures and (state := row.figures.device)
+    ]
+    return _grid(["combination", *DEVICE_COLUMNS], cells, style)
 
 
 def rank_grid(table: Table, style: str, clean: Callable[[str], str]) -> str | None:
@@ -119,17 +153,33 @@ def rank_grid(table: Table, style: str, clean: Callable[[str], str]) -> str | No
         for row in table.rows
         if row.figures and (ranks := row.figures.ranks)
     ]
-    headers = ["combination", *RANK_COLUMNS]
-    sides = ["left" if header in LEFT else "right" for header in headers]
+    return _grid(["combination", *RANK_COLUMNS], cells, style)
+
+
+def _grid(headers: list[str], cells: list[list[str]], style: str) -> str | None:
     if not cells:
         return None
+    sides = ["left" if header in LEFT else "right" for header in headers]
     return tabulate(cells, headers, style, colalign=sides, disable_numparse=True)
+
+
+def _further(table: Table, style: str, clean: Callable[[str], str]) -> list[tuple[str, str]]:
+    """The tables below the main one, each with its legend."""
+    grids = (
+        (budget_grid(table, style, clean), BUDGET_LEGEND),
+        (rank_grid(table, style, clean), RANK_LEGEND),
+        (device_grid(table, style, clean), DEVICE_LEGEND),
+    )
+    return [(text, legend) for text, legend in grids if text]
 
 
 def _terminal(table: Table) -> str:
     text, notes = grid(table, "simple", formats.plain)
-    ranks = rank_grid(table, "simple", formats.plain)
-    below = ["", ranks, "", RANK_LEGEND] if ranks else []
+    below = [
+        line
+        for more, legend in _further(table, "simple", formats.plain)
+        for line in ("", more, "", legend)
+    ]
     return "\n".join([*caption(table), "", text, "", *notes, *LEGEND, *below])
 
 
@@ -137,8 +187,8 @@ def _markdown(table: Table) -> str:
     text, notes = grid(table, "pipe", formats.markdown)
     workload, *how = (formats.markdown(line) for line in caption(table))
     parts = ["  \n".join([f"**{workload}**", *how]), text, "  \n".join([*notes, *LEGEND])]
-    if ranks := rank_grid(table, "pipe", formats.markdown):
-        parts += [ranks, RANK_LEGEND]
+    for more in _further(table, "pipe", formats.markdown):
+        parts += more
     return "\n\n".join(parts)
 
 
@@ -162,6 +212,9 @@ def _cells(
     outcome = f"{row.outcome.kind} in {phase}" if phase else str(row.outcome.kind)
     if figures and figures.disturbances:
         outcome, note = "ok, disturbed", "disturbed: " + "; ".join(figures.disturbances)
+    elif figures and figures.set_aside:
+        rounds = formats.span([figures.set_aside], "round")
+        note = f"{rounds} disturbed, measured again: {'; '.join(figures.set_aside_because)}"
     mark = f" [{notes.setdefault(note, len(notes) + 1)}]" if note else ""
     shown = [show(figures) if figures else "" for show in columns.values()]
     return [clean(row.name), clean(outcome) + mark, *shown]

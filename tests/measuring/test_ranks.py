@@ -12,7 +12,7 @@ from harness.training.techniques import parse
 BLOCK = 4 * (12 * 32**2 + 2 * 32)
 PARAMETERS = 4 * (256 * 32 + 16 * 32 + 32) + 2 * BLOCK
 TENSORS = 3 + 6 * 2  # each with a step counter of 4 bytes in the optimizer's state
-QUICK = Settings(rounds=1, max_steps=3, min_steps=3, deadline_s=60)
+QUICK = Settings(rounds=1, extra_rounds=0, max_steps=3, min_steps=3, deadline_s=60)
 
 
 @pytest.fixture
