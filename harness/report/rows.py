@@ -12,6 +12,7 @@ from typing import Any
 
 from harness import stats
 from harness.core import Calibration, Case, Measurement, Outcome, Record, Round, Run
+from harness.report.utilization import peak_flops_per_s, utilization
 from harness.stats import Estimate
 from harness.store import RunFile
 
@@ -28,7 +29,7 @@ class Figures:
     waited for its batch. `budget` are the seconds of `step_s` that each part of a step takes,
     "communication" being what collectives add to the others without being hidden. A record from
     before any of this was observed has None for its figures. `set_aside` rounds were disturbed and
-    are in none of them.
+    are in none of them. `utilization` is MFU, where the hardware's peak is known.
     """
 
     step_s: float
@@ -42,6 +43,7 @@ class Figures:
     host_bytes: float | None
     epoch_pause_s: float | None
     disturbances: tuple[str, ...]
+    utilization: float | None = None
     set_aside: int = 0
     set_aside_because: tuple[str, ...] = ()
     device: DeviceFigures | None = None
@@ -120,7 +122,7 @@ def tables(file: RunFile) -> list[Table]:
 
 def _table(file: RunFile, workload: str, records: Sequence[Record]) -> Table:
     baseline = Case(workload=workload)
-    rows = [_row(record) for record in records]
+    rows = [_row(record, file.run.machine) for record in records]
     measured = [record for record in records if record.outcome.ok]
     if measured and all(row.case != baseline for row in rows):
         rows.append(_baseline_row(baseline, measured))
@@ -138,14 +140,20 @@ def _table(file: RunFile, workload: str, records: Sequence[Record]) -> Table:
     )
 
 
-def _row(record: Record) -> Row:
+def _row(record: Record, machine: Mapping[str, Any]) -> Row:
     if not record.outcome.ok:
         return Row(case=record.case, outcome=record.outcome, figures=None)
     judged = stats.judged(record)
     processes = [one.case for one in judged]
     aside = [one for one in record.rounds if one not in judged]
+    medians = _medians(processes)
+    flops = max(one.baseline.counters.flops for one in judged) * record.case.batch_factor
+    precision = record.case.combination.techniques.get("precision", "fp32")
     figures = Figures(
-        **_medians(processes),
+        **medians,
+        utilization=utilization(
+            flops, medians["step_s"], record.case.ranks, peak_flops_per_s(machine, precision)
+        ),
         speedup=stats.speedup(record),
         memory_ratio=stats.memory_ratio(record),
         loss_difference=stats.loss_difference(record) if record.case.batch_factor == 1 else None,

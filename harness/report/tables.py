@@ -12,6 +12,7 @@ from tabulate import tabulate
 from harness import machine
 from harness.report import formats
 from harness.report.rows import PARTS, DeviceFigures, Figures, RankFigures, Row, Table, tables
+from harness.report.utilization import legend
 from harness.stats import MINIMUM_ROUNDS_FOR_INTERVAL
 from harness.store import RunFile
 
@@ -51,8 +52,8 @@ DEVICE_COLUMNS: dict[str, Callable[[DeviceFigures], str]] = {
     "clock limited by": lambda one: ", ".join(one.throttle_reasons),
 }
 DEVICE_LEGEND = (
-    "The GPU during the windows, as its driver told it: energy of a step is its mean power times the "
-    "step's time. A power cap is how a busy GPU runs; thermal and hardware limits disturb."
+    "The GPU during the windows, as its driver told it: energy of a step is its mean power times "
+    "the step's time. A power cap is how a busy GPU runs; thermal and hardware limits disturb."
 )
 BUDGET_LEGEND = (
     "Step budget in ms, adding up to the step: waiting for the batch, forward, backward, what "
@@ -63,6 +64,10 @@ RANK_LEGEND = (
     "the MiB of the whole tensors; exposed: part of a profiled step in which one ran and nothing "
     "was computed. Global batch xN: weak scaling, its speed-up is of throughput."
 )
+# Shown where the hardware's peak is known.
+MFU_COLUMN: dict[str, Callable[[Figures], str]] = {
+    "MFU": lambda one: "" if one.utilization is None else f"{one.utilization:.1%}",
+}
 WAITING_SHARE = 0.05
 LEFT = ("combination", "outcome", "speed-up", "collectives a step", "clock limited by")
 
@@ -121,9 +126,14 @@ def grid(table: Table, style: str, clean: Callable[[str], str]) -> tuple[str, li
     """The table in one of tabulate's styles, and the cleaned notes its outcomes refer to."""
     notes: dict[str, int] = {}
     columns = COLUMNS | (LOADING_COLUMNS if _loading_matters(table) else {})
+    if legend(table.run.machine):
+        columns = columns | MFU_COLUMN
     cells = [_cells(row, columns, notes, clean) for row in table.rows]
     text = _grid(["combination", "outcome", *columns], cells, style) or ""
-    return text, [f"[{number}] {clean(note)}" for note, number in notes.items()]
+    told = [f"[{number}] {clean(note)}" for note, number in notes.items()]
+    if convention := legend(table.run.machine):
+        told.append(clean(convention))
+    return text, told
 
 
 def budget_grid(table: Table, style: str, clean: Callable[[str], str]) -> str | None:

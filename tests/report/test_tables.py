@@ -156,6 +156,7 @@ def test_json_has_base_units_and_null_where_there_is_no_finite_number():
         "host_bytes": None,
         "epoch_pause_s": None,
         "disturbances": [],
+        "utilization": None,
         "device": None,
         "set_aside": 0,
         "set_aside_because": [],
@@ -284,3 +285,39 @@ def test_rounds_set_aside_are_told():
     text = tables.terminal(file)
     assert text_rows(text)[1][:4] == ["bf16", "ok [1]", "50.0", "2.00x"]
     assert "[1] 1 round disturbed, measured again: steal 12%" in text
+
+
+def on_gpu(name, combination="bf16", **changes):
+    """One case of 2e12 operations, that computes a third of them again, in 10 ms."""
+    useful = replace(BASELINE, counters=replace(BASELINE.counters, flops=2 * 10**12))
+    again = measurement([0.01])
+    again = replace(again, counters=replace(again.counters, flops=3 * 10**12))
+    of = replace(case(combination), **changes)
+    return run_file(
+        [record(of, [(again, useful)])], run(machine=MACHINE | {"gpus": [{"name": name}]})
+    )
+
+
+def utilization_of(file):
+    return tables.as_json(file)["tables"][0]["rows"][1]["figures"]["utilization"]
+
+
+def test_utilization_is_of_useful_operations_against_the_peak_of_the_type():
+    assert utilization_of(on_gpu("NVIDIA H200")) == pytest.approx(200 / 989.4)
+    assert utilization_of(on_gpu("NVIDIA H200", "tf32")) == pytest.approx(200 / 494.7)
+    assert utilization_of(on_gpu("NVIDIA H200", ranks=2)) == pytest.approx(100 / 989.4)
+    grown = on_gpu("NVIDIA H200", ranks=2, batch_factor=2)
+    assert utilization_of(grown) == pytest.approx(200 / 989.4)
+    text = tables.terminal(on_gpu("NVIDIA H200"))
+    assert "20.2%" in text
+    assert "dense peak of the NVIDIA H200 by its data sheet, in TFLOP/s: fp32 67" in text
+
+
+@pytest.mark.parametrize("name", ["NVIDIA H200 NVL", "NVIDIA H100 PCIe", "Radeon"])
+def test_unknown_hardware_has_no_utilization(name):
+    assert utilization_of(on_gpu(name)) is None
+    assert "MFU" not in tables.terminal(on_gpu(name))
+
+
+def test_a_type_without_a_peak_has_no_utilization():
+    assert utilization_of(on_gpu("Tesla V100-SXM2-16GB", "tf32")) is None
