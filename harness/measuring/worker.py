@@ -8,6 +8,7 @@ import platform
 import statistics
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,6 +48,21 @@ def measure_case(case_json: dict[str, Any], settings: Settings, device_type: str
         `{"measurement": …}`, to which `"objection"` adds why the number would be wrong; or
         `{"outcome": …}` where there is no number.
     """
+
+    def work(subject: Subject) -> dict[str, Any]:
+        measurement, objection = subject.measure(settings)
+        return {"measurement": measurement.to_json(), "objection": objection}
+
+    return with_subject(case_json, device_type, work)
+
+
+def with_subject(
+    case_json: dict[str, Any], device_type: str, work: Callable[[Subject], dict[str, Any]]
+) -> dict[str, Any]:
+    """What `work` answers about the case's subject, or `{"outcome": …}` where something forbids it.
+
+    This process must be fresh.
+    """
     case = Case.from_json(case_json)
     device = torch.device(device_type)
     if reason := wrong_tree(case.workload):
@@ -58,14 +74,13 @@ def measure_case(case_json: dict[str, Any], settings: Settings, device_type: str
         return {"outcome": Outcome(kind="failed", reason=reason).to_json()}
     subject = Subject(case, device)
     try:
-        measurement, objection = subject.measure(settings)
+        return work(subject)
     except Unsupported as error:
         return {"outcome": Outcome(kind="unsupported", reason=str(error)).to_json()}
     except StepbenchError as error:
         return {"outcome": Outcome(kind="failed", reason=str(error)).to_json()}
     except Exception as error:
         return {"outcome": subject.outcome_of(error).to_json()}
-    return {"measurement": measurement.to_json(), "objection": objection}
 
 
 class Subject:
@@ -130,6 +145,28 @@ class Subject:
         still = None if counted.parameters_changed else "the update changed no parameter"
         objections = (parity.objection(), skipped, window.objection(), still, *proofs)
         return measurement, next(filter(None, objections), None)
+
+    def prepare(self) -> float:
+        """Build and warm up for `block`, without a measurement; seconds of a warm step."""
+        probe = memory.memory_probe(self.device)
+        self._build()
+        self._parity(probe)
+        return self._warm_up()
+
+    def block(self, steps: int) -> Window:
+        """Time some steps after one that is dropped.
+
+        Raises:
+            StepbenchError: the loss scaler skipped a timed step, whenever it was tried.
+        """
+        self.phase = "other"
+        for _ in range(WINDOW_TRIES):
+            self._step()
+            scale = self.loop.loss_scale()
+            window = time_steps(self._step, steps, self.device)
+            if self.loop.loss_scale() >= scale:
+                return window
+        raise StepbenchError(f"the loss scaler skipped a timed step {WINDOW_TRIES} times")
 
     def outcome_of(self, error: Exception) -> Outcome:
         """`oom` with its phase, or `failed`, from what ended the measurement."""
