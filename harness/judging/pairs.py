@@ -30,7 +30,7 @@ from harness.verdicts import Block, Method, Order, Pair, Side, Summary
 # Blocks a side in a ping-pong pair. Even: each side begins half of them.
 BLOCKS = 6
 # A block lasts about this long, in at least so many and at most so many steps.
-BLOCK_S, LEAST_STEPS, MOST_STEPS = 0.15, 4, 32
+BLOCK_S, LEAST_STEPS, MOST_STEPS = 0.15, 3, 32
 # Both processes' memory at once, with room for what the device keeps for itself.
 DEVICE_SHARE = 0.45
 

@@ -71,7 +71,7 @@ class Project:
     def tree(self, commit: str | None) -> Iterator[Tree]:
         """A copy of a commit, or of the working tree with its edits (None); removed after.
 
-        Files that git ignores are in neither.
+        Files that git ignores and submodules are in neither.
 
         Raises:
             StepbenchError: a commit of Stepbench from before the gate.

@@ -34,6 +34,7 @@ WANTED: Mapping[Stage, int] = {
 MOST_MEASURED = 1.5
 # A figure with fewer undisturbed pairs than this share of them is not judged.
 LEAST_SHARE = 0.6
+STOPPED = "the gate was stopped before"
 
 
 class Trial:
@@ -130,7 +131,7 @@ class Trial:
 
     def told(self) -> CaseVerdict:
         """The case's verdict with all that it rests on."""
-        unknown = Outcome(kind="failed", reason="it was not measured: the gate was stopped before")
+        unknown = Outcome(kind="failed", reason=STOPPED)
         return CaseVerdict(
             case=self.case,
             reference=self._outcomes.get("reference", unknown),
@@ -206,7 +207,7 @@ class Trial:
                 MeasuredPair(stage=stage, pair=pair, dropped_for=dropped_for(pair))
                 for stage, pair in self._pairs
             ),
-            reason=self._reason,
+            reason=self._reason or (STOPPED if self._verdict == "not enough data" else None),
         )
 
     def _smallest_seen(self, weighed: list[Weighed]) -> float:

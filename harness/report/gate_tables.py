@@ -64,9 +64,8 @@ def junit(gate: Gate) -> str:
             suite, "testcase", classname="stepbench.gate", name=formats.plain(str(case.case))
         )
         kind = _JUNIT.get(case.verdict)
-        lines = "\n".join(
-            [_summary(case), *("  " * depth + line for depth, line in _details(case))]
-        )
+        details = ("  " * depth + formats.plain(line) for depth, line in _details(case))
+        lines = "\n".join([_summary(case), *details])
         if kind:
             tag, total = kind
             totals[total] += 1
@@ -176,7 +175,10 @@ def _percent(log_ratio: float) -> str:
 
 
 def _summary(case: CaseVerdict) -> str:
-    parts = [_without_a_clock(case), _time(case.time) if case.time else ""]
+    """One line: the verdict and what it rests on."""
+    outcome = next((str(one) for one in (case.candidate, case.reference) if not one.ok), "")
+    time = _time(case.time) if case.time else ""
+    parts = (case.refused or "", outcome, _without_a_clock(case), time)
     return formats.plain(f"{case.verdict}: " + "; ".join(part for part in parts if part))
 
 
