@@ -63,6 +63,19 @@ def measure(case: Case, settings: Settings, machine: Mapping[str, Any]) -> Recor
     return _record(case, outcome, rounds)
 
 
+def measure_process(case: Case, settings: Settings, machine: Mapping[str, Any]) -> Measurement:
+    """What one fresh process measured of a case, for whoever pairs processes in its own way.
+
+    Raises:
+        Stopped: there is no number, or it would be wrong.
+        StepbenchError: the workload cannot be loaded.
+    """
+    reason = unsupported(case, machine) or refused(of_case(case), case)
+    if reason:
+        raise Stopped(Outcome(kind="unsupported", reason=reason))
+    return _process(case, settings, device_type(machine))
+
+
 def _record(case: Case, outcome: Outcome, rounds: list[Round]) -> Record:
     return Record(case=case, outcome=outcome, rounds=tuple(rounds), measured_at=now())
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -18,7 +17,6 @@ from harness.core import (
     MEASURE_VERSION,
     Calibration,
     Case,
-    Combination,
     Record,
     Run,
     StepbenchError,
@@ -31,7 +29,6 @@ from harness.measuring.measure import measure
 from harness.measuring.settings import Settings
 from harness.measuring.sources import digest_of_harness
 from harness.store import RunFile, new_run_id, now, open_run
-from harness.training.techniques import combine
 
 CALIBRATION_AGE_S = 60.0
 # Asking a driver about its devices, or calibrating them, is a matter of seconds.
@@ -124,11 +121,6 @@ def close_sweep(file: RunFile) -> None:
     if any(record.rounds for record in file.records):
         _calibrate(file)
     file.close()
-
-
-def product(choices: Sequence[Sequence[str]]) -> list[Combination]:
-    """Every combination that takes one technique from each list of names; equal ones once."""
-    return list(dict.fromkeys(combine(names) for names in itertools.product(*choices)))
 
 
 def sweep(

@@ -8,6 +8,7 @@ import platform
 import statistics
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ PARITY_STEPS = 5
 WARMUP_FLOOR, WARMUP_CAP = 2, 10
 # A step this much over the fastest so far is still warming up.
 STEADY = 1.1
+ALONE, DEADLINE_S = Place(), Settings().deadline_s
 # A window with a skipped step is timed again so often.
 WINDOW_TRIES = 3
 
@@ -62,8 +64,32 @@ def measure_case(
         `"window_at"` and `"process"` when (`time.monotonic()`) and where the window was; or
         `{"outcome": …}` where there is no number.
     """
-    case = Case.from_json(case_json)
+
+    def work(subject: Subject) -> dict[str, Any]:
+        measurement, objection = subject.measure(settings)
+        return {
+            "measurement": measurement.to_json(),
+            "objection": objection,
+            "window_at": subject.window_at,
+            "process": os.getpid(),
+        }
+
     place = Place.from_json(place_json)
+    return with_subject(case_json, device_type, work, place, settings.deadline_s)
+
+
+def with_subject(
+    case_json: dict[str, Any],
+    device_type: str,
+    work: Callable[[Subject], dict[str, Any]],
+    place: Place = ALONE,
+    deadline_s: float = DEADLINE_S,
+) -> dict[str, Any]:
+    """What `work` answers about the case's subject, or `{"outcome": …}` where something forbids it.
+
+    This process must be fresh.
+    """
+    case = Case.from_json(case_json)
     cuda = device_type == "cuda"
     device = torch.device("cuda", place.device) if cuda else torch.device("cpu")
     if reason := wrong_tree(case.workload):
@@ -77,20 +103,14 @@ def measure_case(
         torch.cuda.set_device(device)
     subject = Subject(case, device, place)
     try:
-        subject.join(settings.deadline_s)
-        measurement, objection = subject.measure(settings)
+        subject.join(deadline_s)
+        return work(subject)
     except Unsupported as error:
         return {"outcome": Outcome(kind="unsupported", reason=str(error)).to_json()}
     except StepbenchError as error:
         return {"outcome": Outcome(kind="failed", reason=str(error)).to_json()}
     except Exception as error:
         return {"outcome": subject.outcome_of(error).to_json()}
-    return {
-        "measurement": measurement.to_json(),
-        "objection": objection,
-        "window_at": subject.window_at,
-        "process": os.getpid(),
-    }
 
 
 class Subject:
@@ -165,6 +185,28 @@ class Subject:
         still = None if counted.parameters_changed else "the update changed no parameter"
         objections = (parity.objection(), wrong_window, still, *proofs)
         return measurement, next(filter(None, objections), None)
+
+    def prepare(self) -> float:
+        """Build and warm up for `block`, without a measurement; seconds of a warm step."""
+        probe = memory.memory_probe(self.device)
+        self._build()
+        self._parity(probe)
+        return self._warm_up()
+
+    def block(self, steps: int) -> Window:
+        """Time some steps after one that is dropped.
+
+        Raises:
+            StepbenchError: the loss scaler skipped a timed step, whenever it was tried.
+        """
+        self.phase = "other"
+        for _ in range(WINDOW_TRIES):
+            self._step()
+            scale = self.loop.loss_scale()
+            window = time_steps(self._step, steps, self.device)
+            if self.loop.loss_scale() >= scale:
+                return window
+        raise StepbenchError(f"the loss scaler skipped a timed step {WINDOW_TRIES} times")
 
     def outcome_of(self, error: Exception) -> Outcome:
         """`oom` with its phase, or `failed`, from what ended the measurement."""

@@ -1,0 +1,143 @@
+"""How often the rule and ASV's were right, from measured pairs and live gates: numbers and text."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from asv._stats import is_different
+from scipy.stats import binomtest
+from tabulate import tabulate
+
+from harness import machine as machines
+from harness.judging import rule
+from harness.judging.rule import simulate
+from harness.verdicts import Pair
+
+SIMULATED = 10_000
+# What the docs recommend for a verdict of ASV's: 8 rounds a commit, with their samples.
+ASV_ROUNDS = 8
+LEAST_PAIRS = 2 * ASV_ROUNDS
+ASV_FACTORS = (1.1, 1.01)
+ASV_DRAWN = 2_000
+
+
+def rule_rates(pairs: Sequence[Pair], gates: int = SIMULATED) -> dict[str, int]:
+    """Verdicts of simulated gates over the pairs; disturbed ones lend their CPU time only."""
+    floor = math.log1p(rule.FLOORS["ping-pong"])
+    clean = [pair for pair in pairs if not pair.disturbances]
+    if len(clean) >= 0.6 * len(pairs):
+        rows = {figure: [p.log_ratio(figure) for p in clean] for figure in ("cpu_s", "step_s")}
+    else:
+        rows = {"cpu_s": [pair.log_ratio("cpu_s") for pair in pairs]}
+    return simulate(rows, floor=floor, gates=gates)
+
+
+def asv_rates(lines: Sequence[Mapping[str, Any]], factor: float, *, in_turn: bool) -> int:
+    """Of `ASV_DRAWN` comparisons by ASV's rule, how many call the candidate slower.
+
+    ASV compares independent processes, so many of each commit: here those of successive pairs,
+    either of the same ones (`in_turn`) or first one commit's and then the other's, as ASV runs.
+    """
+    rng = np.random.default_rng(0)
+    span = ASV_ROUNDS if in_turn else LEAST_PAIRS
+    found = 0
+    for start in rng.integers(len(lines) - span + 1, size=ASV_DRAWN):
+        later = start if in_turn else start + ASV_ROUNDS
+        old = [one["median_step_s"]["reference"] for one in lines[start : start + ASV_ROUNDS]]
+        new = [one["median_step_s"]["candidate"] for one in lines[later : later + ASV_ROUNDS]]
+        slower = float(np.median(old)) < float(np.median(new)) / factor
+        found += slower and is_different(old, new, {}, {})
+    return found
+
+
+def rate(found: int, of: int) -> str:
+    """`3.0% [1.2, 6.1]`: a share with its 95% Clopper-Pearson interval."""
+    low, high = binomtest(found, of).proportion_ci(0.95, method="exact")
+    return f"{found / of:.2%} [{low:.2%}, {high:.2%}]"
+
+
+def report(
+    machine: Mapping[str, Any],
+    torch: str,
+    lines: Sequence[Mapping[str, Any]],
+    gates: Sequence[Mapping[str, Any]],
+) -> str:
+    """The whole of it in Markdown."""
+    times = sorted(one["at"] for one in (*lines, *gates))
+    return "\n".join(
+        [
+            "# How often the gate is wrong",
+            "",
+            f"{machines.summary(machine)}, torch {torch}, {times[0][:16]} to {times[-1][:16]} UTC.",
+            "gpt-tiny; a slowdown of x% is a loop that takes x% of the step before's CPU time.",
+            "`make aa` measures and writes this page.",
+            "",
+            "## Live",
+            "",
+            "Whole gates of one case between two commits, each with its own interpreters:",
+            "",
+            live(gates),
+            "",
+            "## The rule on measured pairs",
+            "",
+            f"{len(lines)} pairs measured; the rule run {SIMULATED:,} times over pairs drawn again "
+            f"and again from those of an effect. ASV's rule (Mann-Whitney p < 0.002 on "
+            f"{ASV_ROUNDS} + {ASV_ROUNDS} processes, median slower by a factor) on the same "
+            f"processes, {ASV_DRAWN:,} draws of successive ones. In brackets: 95% Clopper-Pearson "
+            "intervals, of the draws alone; how few pairs they were drawn from is not in them.",
+            "",
+            simulated(lines),
+            "",
+        ]
+    )
+
+
+def live(gates: Sequence[Mapping[str, Any]]) -> str:
+    """Live gates by planted effect: how they ended."""
+    rows = []
+    for percent in sorted({one["percent"] for one in gates}):
+        ended = [one for one in gates if one["percent"] == percent]
+        verdicts = [one["verdict"] for one in ended]
+        pairs = sum(one["pairs"] for one in ended)
+        rows.append(
+            {
+                "planted": f"{percent}%",
+                "gates": len(ended),
+                "called a regression": f"{verdicts.count('regression')}: "
+                + rate(verdicts.count("regression"), len(ended)),
+                "suspect": verdicts.count("suspect"),
+                "none": verdicts.count("none"),
+                "improvement": verdicts.count("improvement"),
+                "not enough data": verdicts.count("not enough data"),
+                "pairs": pairs,
+                "disturbed": f"{sum(one['disturbed'] for one in ended) / pairs:.0%}",
+            }
+        )
+    return tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
+
+
+def simulated(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The rule's verdicts and ASV's, by planted effect."""
+    rows = []
+    for percent in sorted({one["percent"] for one in lines}):
+        of_it = [one for one in lines if one["percent"] == percent]
+        pairs = [Pair.from_json(one["pair"]) for one in of_it]
+        cpu = [pair.log_ratio("cpu_s") for pair in pairs]
+        told = rule_rates(pairs)
+        row = {
+            "planted": f"{percent}%",
+            "pairs": len(pairs),
+            "disturbed": f"{sum(bool(pair.disturbances) for pair in pairs) / len(pairs):.0%}",
+            "CPU time": f"{math.expm1(rule.hodges_lehmann(cpu)):+.1%}",
+            "spread": f"{np.std(cpu, ddof=1):.1%}",
+            "regression": rate(told["regression"], SIMULATED),
+            "suspect": f"{told['suspect'] / SIMULATED:.2%}",
+            "improvement": f"{told['improvement'] / SIMULATED:.2%}",
+        }
+        for factor in ASV_FACTORS:
+            for in_turn, name in ((False, "apart"), (True, "in turn")):
+                found = asv_rates(of_it, factor, in_turn=in_turn)
+                row[f"ASV {factor}, {name}"] = rate(found, ASV_DRAWN)
+        rows.append(row)
+    return tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
