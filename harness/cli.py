@@ -7,48 +7,21 @@ given with --minutes ran out, run the same command again to go on; 130 stopped b
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 
+from harness.cli_gate import gate
+from harness.cli_options import AS_JSON, RESULTS, VARY, tell
 from harness.core import Case, StepbenchError
-from harness.verdicts import Gate
 
 EXIT_CODES = (
     "Exit codes: 0 every case has a number or is unsupported here; 1 a case failed, ran out of "
     "memory or would have given a wrong number; 2 a mistake, told in one line; 3 --minutes ran "
     "out, run the same command again to go on; 130 stopped by Ctrl-C."
 )
-RESULTS = click.option(
-    "--results",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("results"),
-    show_default=True,
-    help="Folder that the records are kept in.",
-)
-GATE_CASES = ("baseline", "bf16", "accum2", "ckpt1")
-GATE_EXIT_CODES = (
-    "Exit codes: 0 nothing regressed: a suspect, an improvement, what this machine cannot run and "
-    "what too few undisturbed pairs could decide are told and do not fail; 1 a regression: of "
-    "time, counters or memory, or a case that gives a number on BASE only; 2 a mistake, told in "
-    "one line, a case that may not be compared, or one that gives a number on neither side; 130 "
-    "stopped by Ctrl-C."
-)
-VARY = click.option(
-    "--vary",
-    "choices",
-    multiple=True,
-    metavar="AXIS|NAMES",
-    help="An axis, or technique names with commas between them. Given several times: every "
-    "combination of one choice each.",
-)
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -133,13 +106,13 @@ def run(
         follow()
         return 0
     settings = Settings(rounds=rounds, max_steps=steps, min_steps=min(5, steps))
-    chosen = canonical(workload) if workload else default(this_machine())
+    named = canonical(workload) if workload else default(this_machine())
     each = numbers(ranks) if ranks is not None else [default_ranks(this_machine())]
     if combinations or choices:
-        asked = choose(chosen, combinations, choices, ranks=each, weak=weak)
-        cases = list(dict.fromkeys([Case(workload=chosen), *asked]))
+        asked = choose(named, combinations, choices, ranks=each, weak=weak)
+        cases = list(dict.fromkeys([Case(workload=named), *asked]))
     else:
-        cases = everything(chosen, ranks=each, weak=weak)
+        cases = everything(named, ranks=each, weak=weak)
     most = max(case.ranks for case in cases)
     file = open_sweep(results, settings, project=Path.cwd(), commit=commit, gpus=most)
     began = time.monotonic()
@@ -154,95 +127,11 @@ def run(
     if finished:
         close_sweep(file)
     dismiss()
-    _print(tables.as_json(file) if as_json else tables.terminal(file))
+    tell(tables.as_json(file) if as_json else tables.terminal(file))
     if not finished:
         click.echo("stepbench: time ran out; run the same command again to go on", err=True)
         return 3
     return int(any(record.outcome.kind in ("oom", "failed", "invalid") for record in file.records))
-
-
-@stepbench.command(epilog=GATE_EXIT_CODES)
-@click.argument("base", required=False)
-@click.argument("head", required=False)
-@click.option(
-    "-c",
-    "--combination",
-    "combinations",
-    multiple=True,
-    metavar="NAME",
-    help=f"A combination to compare, any number of times. Default: {', '.join(GATE_CASES)}.",
-)
-@VARY
-@click.option("-w", "--workload", metavar="NAME", help="Default: gpt-124m on a GPU, else gpt-1m.")
-@click.option(
-    "--project",
-    type=click.Path(path_type=Path),
-    default=Path("."),
-    help="Another repository, or the folder of one that its code is imported from.",
-)
-@click.option("--counters-only", is_flag=True, help="Compare what no clock touches, and stop.")
-@click.option("--baselines", is_flag=True, help="Hold the counters against the accepted ones.")
-@click.option("--accept", is_flag=True, help="Write the working tree's counters as accepted.")
-@click.option("--markdown", is_flag=True, help="Print Markdown for a pull request.")
-@click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML to a file.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Write a page of the pairs' values.")
-@AS_JSON
-def gate(
-    base: str | None,
-    head: str | None,
-    combinations: tuple[str, ...],
-    choices: tuple[str, ...],
-    workload: str | None,
-    project: Path,
-    counters_only: bool,
-    baselines: bool,
-    accept: bool,
-    markdown: bool,
-    junit: Path | None,
-    plot: Path | None,
-    as_json: bool,
-) -> int:
-    """Is HEAD heavier, busier or slower than BASE?
-
-    BASE is a commit; by default where the current branch left the default one. HEAD is a commit; by
-    default the working tree with its edits. Both are measured from copies, each with its own code.
-    First what no clock touches: operators, FLOPs, bytes. Then time, in pairs of fresh processes
-    taking turns; a slowdown has to show in 20 pairs and again in 12 fresh ones.
-
-    \b
-      stepbench gate                         this branch, edits included
-      stepbench gate v1.0 main -c bf16       two commits, one combination
-      stepbench gate --counters-only         no clock: for a busy CI machine
-      stepbench gate --accept                keep today's counters in stepbench-baselines/
-      stepbench gate --baselines             hold the working tree against them
-    """
-    from harness.judging import command
-    from harness.measuring.sweep import this_machine
-    from harness.measuring.team import default_ranks
-    from harness.training.choice import choose
-
-    if (baselines or accept) and base:
-        raise StepbenchError(
-            "--baselines and --accept take the working tree; leave out the commits"
-        )
-    asked = command.Asked(
-        project=project, base=base, head=head, timed=not counters_only, workload=workload
-    )
-    if not combinations and not choices:
-        combinations = GATE_CASES
-    ranks = [default_ranks(this_machine())]
-    cases = choose(command.spelled(asked), combinations, choices, ranks=ranks)
-    show = _gate_printer(markdown, as_json, junit, plot)
-    tell = partial(click.echo, err=True)
-    if accept:
-        path, missing = command.accept(asked, cases, tell)
-        for line in missing:
-            click.echo(f"stepbench: no baseline for {line}", err=True)
-        _print(f"accepted in {path}: commit it")
-        return 0
-    if baselines:
-        return command.against_baselines(asked, cases, tell, show)
-    return command.compare(asked, cases, tell, show)
 
 
 @stepbench.command()
@@ -294,9 +183,9 @@ def _report(path: Path, markdown: bool, every: bool, as_json: bool) -> None:
         raise StepbenchError(f"{path}: no readable run there; `stepbench run` makes one")
     shown = files if every else files[-1:]
     if as_json:
-        _print([tables.as_json(file) for file in shown])
+        tell([tables.as_json(file) for file in shown])
     else:
-        _print("\n\n".join((tables.markdown if markdown else tables.terminal)(f) for f in shown))
+        tell("\n\n".join((tables.markdown if markdown else tables.terminal)(f) for f in shown))
 
 
 def _compare(results: Path, runs: tuple[str, str], markdown: bool, as_json: bool) -> None:
@@ -306,9 +195,9 @@ def _compare(results: Path, runs: tuple[str, str], markdown: bool, as_json: bool
     (old, old_keys), (new, new_keys) = (select(results, text) for text in runs)
     comparison = compare(old, new, old_keys & new_keys)
     if as_json:
-        _print(side_by_side.as_json(comparison))
+        tell(side_by_side.as_json(comparison))
     else:
-        _print((side_by_side.markdown if markdown else side_by_side.terminal)(comparison))
+        tell((side_by_side.markdown if markdown else side_by_side.terminal)(comparison))
 
 
 @stepbench.command("list")
@@ -335,11 +224,11 @@ def list_(as_json: bool) -> int:
         for technique in [techniques.find(name)[1]]
     ]
     if as_json:
-        _print({"workloads": workloads.names(), "techniques": rows})
+        tell({"workloads": workloads.names(), "techniques": rows})
         return 0
-    _print(tabulate([{k: v or "" for k, v in row.items()} for row in rows], headers="keys"))
+    tell(tabulate([{k: v or "" for k, v in row.items()} for row in rows], headers="keys"))
     families = [f"{word}N" for axis in techniques.AXES for word in axis.families]
-    _print(
+    tell(
         f"\nAny N: {', '.join(families)}.\nWorkloads: {', '.join(workloads.names())}; "
         f"with parameters {workloads.SPELLING}."
     )
@@ -354,7 +243,7 @@ def machine(as_json: bool) -> int:
     from harness.measuring.sweep import this_machine
 
     described = this_machine()
-    _print(described if as_json else f"{described['name']}: {summary(described)}")
+    tell(described if as_json else f"{described['name']}: {summary(described)}")
     return 0
 
 
@@ -364,7 +253,7 @@ def publish() -> int:
     from harness.history.publish import publish as write
 
     folder = write(Path.cwd())
-    _print(
+    tell(
         f"dashboard in {folder}: open {folder / 'techniques' / 'techniques.html'} in a browser, "
         "or `asv preview` for all of it"
     )
@@ -383,44 +272,15 @@ def init(workload: str | None) -> int:
     from harness.history.project import PLACEHOLDER, start
 
     written = start(Path.cwd(), workload)
-    _print(f"wrote {', '.join(written)}; next:")
+    tell(f"wrote {', '.join(written)}; next:")
     if workload is None:
-        _print(f"  name your workload instead of {PLACEHOLDER} in benchmarks/techniques.py")
-    _print("  asv run HEAD^!       measure the last commit (a range: asv run HEAD~5..HEAD)")
-    _print("  stepbench publish    write the dashboard")
+        tell(f"  name your workload instead of {PLACEHOLDER} in benchmarks/techniques.py")
+    tell("  asv run HEAD^!       measure the last commit (a range: asv run HEAD~5..HEAD)")
+    tell("  stepbench publish    write the dashboard")
     return 0
 
 
-def _gate_printer(
-    markdown: bool, as_json: bool, junit: Path | None, plot: Path | None
-) -> Callable[[Gate], None]:
-    """Prints a gate's result, and writes the files that were asked for."""
-    from harness.report import gate_tables
-
-    def show(result: Gate) -> None:
-        if as_json:
-            _print(gate_tables.as_json(result))
-        else:
-            _print((gate_tables.markdown if markdown else gate_tables.terminal)(result))
-        if junit:
-            _write(junit, gate_tables.junit(result))
-        if plot:
-            from harness.report import pair_plot
-
-            _write(plot, pair_plot.page(result))
-
-    return show
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StepbenchError(f"{path}: cannot be written: {error.strerror}") from error
-
-
-def _print(what: Any) -> None:
-    click.echo(what if isinstance(what, str) else json.dumps(what, indent=2))
+stepbench.add_command(gate)
 
 
 def main() -> None:

@@ -147,11 +147,13 @@ def _without_a_clock(case: CaseVerdict) -> str:
 
 
 def _short(one: Difference) -> str:
-    name, by = one.figure.replace("_", " "), one.new - one.old
-    if one.change == "changed":
-        return f"other {name}"
-    amount = f"{formats.mebibytes(by)} MiB" if one.unit == "bytes" else f"{by:,}"
-    return f"{name} {'+' if by > 0 else ''}{amount}"
+    name = one.figure.replace("_", " ")
+    return f"other {name}" if one.change == "changed" else f"{name} {_by(one)}"
+
+
+def _by(one: Difference) -> str:
+    """`+1,024`, or `-0.25 MiB`."""
+    return ("+" if one.new > one.old else "") + _amount(one.new - one.old, one)
 
 
 def _time(time: TimeVerdict) -> str:
@@ -194,10 +196,8 @@ def _details(case: CaseVerdict) -> list[tuple[int, str]]:
     if case.refused:
         lines.append((0, f"not comparable: {case.refused}"))
     for one in case.differences:
-        figure = one.figure.replace("_", " ")
-        lines.append(
-            (0, f"{figure} {one.change}: {_amount(one.old, one)} -> {_amount(one.new, one)}")
-        )
+        amounts = f"{_amount(one.old, one)} -> {_amount(one.new, one)} ({_by(one)})"
+        lines.append((0, f"{one.figure.replace('_', ' ')} {one.change}: {amounts}"))
         lines += [(1, part) for part in one.detail]
     return lines + [(0, line) for line in (_time_details(case.time) if case.time else [])]
 

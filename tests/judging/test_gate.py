@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from harness import cli
+from harness import cli, cli_gate
 from harness.core import Case, Outcome, StepbenchError
 from harness.judging import baselines, command, pairs, trial
 from harness.judging.gate import Session
@@ -82,7 +82,7 @@ def test_time_is_judged_of_the_working_tree_and_every_output_written(
     monkeypatch.setattr(pairs, "BLOCKS", 2)
     edit(project, "EXTRA = 0", "EXTRA = 40")
     junit, plot = tmp_path / "gate.xml", tmp_path / "gate.html"
-    show = cli._gate_printer(True, False, junit, plot)
+    show = cli_gate._printer(True, False, junit, plot)
     assert command.compare(asked(project, timed=True), [MINE], print, show) == 1
     shown = capsys.readouterr().out
     assert "the working tree against commit" in shown
@@ -197,7 +197,9 @@ def test_what_was_measured_is_shown_though_a_person_stops_it(project, monkeypatc
     ("arguments", "told"),
     [
         (["v9"], "'v9' is no commit"),
-        (["HEAD", "--accept"], "leave out the commits"),
+        (["HEAD", "--accept"], "name no commit"),
+        (["--accept", "--baselines"], "choose one"),
+        (["--counters-only", "--plot", "pairs.html"], "--plot shows pairs"),
         (["-c", "fp17"], "'fp17' is not a technique"),
         (["--project", "nowhere"], "nowhere is no folder"),
     ],

@@ -113,8 +113,8 @@ def test_the_terminal_tells_verdict_amount_and_why():
     assert "CPU time +4.8%, p 0.0002" in row
     assert "4 ping-pong, 1 disturbed" in row
     assert "none; +2.1% would have been seen" in text
-    assert "  operators worse: 1,000 -> 1,001\n    aten.mm: 10 -> 11 (+1)" in text
-    assert "  steady peak better: 3.00 MiB -> 2.00 MiB" in text
+    assert "  operators worse: 1,000 -> 1,001 (+1)\n    aten.mm: 10 -> 11 (+1)" in text
+    assert "  steady peak better: 3.00 MiB -> 2.00 MiB (-1.00 MiB)" in text
     assert "not comparable: torch: 1 against 2" in text
     assert "adjusted for 4 cases" in text
     assert "1 of 4 pairs were disturbed: wall time dropped\n" in text
