@@ -167,6 +167,10 @@ def test_the_newest_run_is_judged_and_unlike_machines_are_refused(pytester):
     store(pytester, {"bf16": [ratio(3.0)] * 6}, "20260301T120000Z-000003", MACHINE)
     other = MACHINE | {"name": "other-cpu", "cpu": "Other CPU"}
     store(pytester, {"bf16": [ratio(4.0)] * 6}, "20260401T120000Z-000004", other)
+    with open(
+        pytester.path / "results" / "other-cpu" / "20260401T120000Z-000004.jsonl", "a"
+    ) as end:
+        end.write('{"kind": "record", "rec')
     done = results(
         pytester,
         """
@@ -184,7 +188,8 @@ def test_by_name(floor):
         "--stepbench-results=results",
         header=HEADER.replace('"results"', '"nowhere"'),
     )
-    done.assert_outcomes(passed=2, errors=1)
+    done.assert_outcomes(passed=2, errors=1, warnings=1)
+    assert "is torn or damaged and was left out" in done.stdout.str()
     assert mistake(done.stdout.str(), "test_unlike") == (
         "stepbench: machine='cpu' fits machines that are not alike (test-cpu-2-cores and "
         "other-cpu): cpu: Test CPU against Other CPU; name one of them in machine=, or its folder "

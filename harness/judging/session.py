@@ -15,7 +15,8 @@ from harness.judging.asserted import Floor, Kind
 from harness.judging.floors import Source, judge, told
 from harness.judging.live import Live
 from harness.judging.measurer import Measurer
-from harness.judging.stored import Stored
+from harness.judging.stored import Stored, stored_runs
+from harness.store import RunFile
 
 # What a test's claims come to together: the first of these that any of them came to.
 WORST_FIRST: tuple[Kind, ...] = ("fails", "inconclusive", "unsupported", "holds")
@@ -31,7 +32,7 @@ class Judgement:
 
 
 class Session:
-    """Opens sources and keeps the one that measures.
+    """Opens sources, and keeps what was read and the one that measures.
 
     `folder` is where workloads of one's own and relative paths are found; `results` replaces what
     the markers say.
@@ -39,6 +40,7 @@ class Session:
 
     def __init__(self, *, folder: Path, results: str | None) -> None:
         self._folder, self._results = folder, results
+        self._runs: dict[Path, list[RunFile]] = {}
         self._open = ExitStack()
 
     def floors(self, markers: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]) -> Floors:
@@ -51,7 +53,10 @@ class Session:
         asked = Asked.of(markers)
         results = self._results or asked.results
         if results is not None:
-            source: Source = Stored(self._folder / results, asked)
+            path = self._folder / results
+            if path not in self._runs:
+                self._runs[path] = stored_runs(path)
+            source: Source = Stored(path, self._runs[path], asked)
         else:
             asked.require(self._live.machine, self._live.torch)
             source = self._live

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,22 +18,18 @@ from harness.store import RunFile, read_path
 
 
 class Stored:
-    """Records of one machine under `results`, measured by this ruler.
-
-    `results` is a folder of runs, a machine's folder in it, or one run's file.
+    """Records of one machine, measured by this ruler; `results` is where the runs were read.
 
     Raises:
-        StepbenchError: there are no runs, or of several machines that are not alike.
+        StepbenchError: the runs are of several machines that are not alike.
         Elsewhere: they are all of other machines or versions of torch than asked for.
         Unjudged: they were measured by another ruler.
     """
 
     machine: Mapping[str, Any]
 
-    def __init__(self, results: Path, asked: Asked) -> None:
+    def __init__(self, results: Path, runs: Sequence[RunFile], asked: Asked) -> None:
         self._results = results
-        if not results.exists() or not (runs := read_path(results)[0]):
-            raise StepbenchError(f"{results}: no readable run there; `stepbench run` makes one")
         here = [file for file in runs if asked.fits_machine(file.run.machine)]
         if not here:
             others = dict.fromkeys(named(file.run.machine) for file in runs)
@@ -89,6 +86,22 @@ class Stored:
             f"no record of {case} in {self._results} by ruler {MEASURE_VERSION}; measure it with "
             f"`stepbench run {case.combination} -w {case.workload} --rounds 8`"
         )
+
+
+def stored_runs(results: Path) -> list[RunFile]:
+    """The runs in a folder, a machine's folder in it, or one file, the oldest first.
+
+    What in them could not be understood is left out, with a warning.
+
+    Raises:
+        StepbenchError: there are none.
+    """
+    runs, problems = read_path(results) if results.exists() else ([], [])
+    for problem in problems:
+        warnings.warn(problem, stacklevel=2)
+    if not runs:
+        raise StepbenchError(f"{results}: no readable run there; `stepbench run` makes one")
+    return runs
 
 
 def _require_alike(runs: list[Run], asked: Asked) -> None:
