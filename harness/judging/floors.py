@@ -116,16 +116,17 @@ def _by_all_rounds(claim: Claim, record: Record) -> Verdict:
 
 
 def _by_interval(claim: Claim, speeds: Speeds) -> Verdict:
-    fewest = stats.MINIMUM_ROUNDS_FOR_INTERVAL
-    if len(speeds.ratios) < fewest:
-        left = "undisturbed " if speeds.disturbed else ""
+    fewest, there = stats.MINIMUM_ROUNDS_FOR_INTERVAL, len(speeds.ratios)
+    if there < fewest:
+        undisturbed = "undisturbed " if speeds.disturbed else ""
+        of_all = f" of {there + speeds.disturbed}" if speeds.disturbed else ""
         return Verdict(
             claim=claim,
             kind="inconclusive",
             figures=_figures(speeds.ratios, "x") if speeds.ratios else "",
             taken_from=str(speeds),
-            reason=f"an interval needs {fewest} {left}{speeds.called}s, "
-            f"there {'is' if len(speeds.ratios) == 1 else 'are'} {len(speeds.ratios)}",
+            reason=f"an interval needs {fewest} {undisturbed}{speeds.called}s, there "
+            f"{'is' if there == 1 else 'are'} {there}{of_all}",
         )
     interval = stats.estimate(speeds.ratios)
     assert interval.low is not None

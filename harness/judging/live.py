@@ -49,10 +49,10 @@ class Live:
         return Speeds(ratios=calm, disturbed=len(pairs) - len(calm), called="pair")
 
     def measure_more(self, case: Case) -> bool:
-        """Measure the next stage; False after the last."""
+        """Measure the next stage; False after the last, or where all of one was disturbed."""
         pairs = self._pairs.setdefault(case, [])
         stage = next((most for most in STAGES if most > len(pairs)), None)
-        if stage is None:
+        if stage is None or (pairs and not self.speeds(case).ratios):
             return False
         answer = self._measurer.ask(
             "pairs", self.record(case).to_json(), len(pairs), stage - len(pairs)

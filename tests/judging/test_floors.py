@@ -79,7 +79,7 @@ def test_fewer_than_six_pairs_never_decide():
     found = speed(Given([9.0] * 5, disturbed=2), at_least=1.5)
     assert found.kind == "inconclusive"
     assert found.taken_from == "7 pairs, 2 disturbed left out"
-    assert found.reason == "an interval needs 6 undisturbed pairs, there are 5"
+    assert found.reason == "an interval needs 6 undisturbed pairs, there are 5 of 7"
 
 
 def test_more_pairs_are_asked_for_only_while_it_cannot_be_told():
