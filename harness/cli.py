@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from harness.core import Case, StepbenchError
+from harness.verdicts import Gate
 
 EXIT_CODES = (
     "Exit codes: 0 every case has a number or is unsupported here; 1 a case failed, ran out of "
@@ -29,6 +31,22 @@ RESULTS = click.option(
     default=Path("results"),
     show_default=True,
     help="Folder that the records are kept in.",
+)
+GATE_CASES = ("baseline", "bf16", "accum2", "ckpt1")
+GATE_EXIT_CODES = (
+    "Exit codes: 0 nothing regressed: a suspect, an improvement, what this machine cannot run and "
+    "what too few undisturbed pairs could decide are told and do not fail; 1 a regression: of "
+    "time, counters or memory, or a case that gives a number on BASE only; 2 a mistake, told in "
+    "one line, a case that may not be compared, or one that gives a number on neither side; 130 "
+    "stopped by Ctrl-C."
+)
+VARY = click.option(
+    "--vary",
+    "choices",
+    multiple=True,
+    metavar="AXIS|NAMES",
+    help="An axis, or technique names with commas between them. Given several times: every "
+    "combination of one choice each.",
 )
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
@@ -52,14 +70,7 @@ def stepbench() -> None:
 
 @stepbench.command(epilog=EXIT_CODES)
 @click.argument("combinations", nargs=-1, metavar="[COMBINATION]...")
-@click.option(
-    "--vary",
-    "choices",
-    multiple=True,
-    metavar="AXIS|NAMES",
-    help="An axis, or technique names with commas between them. Given several times: every "
-    "combination of one choice each.",
-)
+@VARY
 @click.option("-w", "--workload", metavar="NAME", help="Default: gpt-124m on a GPU, else gpt-1m.")
 @click.option("-r", "--rounds", default=2, show_default=True, help="6 or more give intervals.")
 @click.option("--steps", default=20, show_default=True, help="Most timed steps a process.")
@@ -121,6 +132,84 @@ def run(
         click.echo("stepbench: time ran out; run the same command again to go on", err=True)
         return 3
     return int(any(record.outcome.kind in ("oom", "failed", "invalid") for record in file.records))
+
+
+@stepbench.command(epilog=GATE_EXIT_CODES)
+@click.argument("base", required=False)
+@click.argument("head", required=False)
+@click.option(
+    "-c",
+    "--combination",
+    "combinations",
+    multiple=True,
+    metavar="NAME",
+    help=f"A combination to compare, any number of times. Default: {', '.join(GATE_CASES)}.",
+)
+@VARY
+@click.option("-w", "--workload", metavar="NAME", help="Default: gpt-124m on a GPU, else gpt-1m.")
+@click.option(
+    "--project",
+    type=click.Path(path_type=Path),
+    default=Path("."),
+    help="Another repository, or the folder of one that its code is imported from.",
+)
+@click.option("--counters-only", is_flag=True, help="Compare what no clock touches, and stop.")
+@click.option("--baselines", is_flag=True, help="Hold the counters against the accepted ones.")
+@click.option("--accept", is_flag=True, help="Write the working tree's counters as accepted.")
+@click.option("--markdown", is_flag=True, help="Print Markdown for a pull request.")
+@click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML to a file.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Write a page of the pairs' values.")
+@AS_JSON
+def gate(
+    base: str | None,
+    head: str | None,
+    combinations: tuple[str, ...],
+    choices: tuple[str, ...],
+    workload: str | None,
+    project: Path,
+    counters_only: bool,
+    baselines: bool,
+    accept: bool,
+    markdown: bool,
+    junit: Path | None,
+    plot: Path | None,
+    as_json: bool,
+) -> int:
+    """Is HEAD heavier, busier or slower than BASE?
+
+    BASE is a commit; by default where the current branch left the default one. HEAD is a commit; by
+    default the working tree with its edits. Both are measured from copies, each with its own code.
+    First what no clock touches: operators, FLOPs, bytes. Then time, in pairs of fresh processes
+    taking turns; a slowdown has to show in 20 pairs and again in 12 fresh ones.
+
+    \b
+      stepbench gate                         this branch, edits included
+      stepbench gate v1.0 main -c bf16       two commits, one combination
+      stepbench gate --counters-only         no clock: for a busy CI machine
+      stepbench gate --accept                keep today's counters in stepbench-baselines/
+      stepbench gate --baselines             hold the working tree against them
+    """
+    from harness.judging import command
+
+    if (baselines or accept) and base:
+        raise StepbenchError(
+            "--baselines and --accept take the working tree; leave out the commits"
+        )
+    asked = command.Asked(
+        project=project, base=base, head=head, timed=not counters_only, workload=workload
+    )
+    cases = _cases(command.spelled(asked), combinations, choices, default=GATE_CASES)
+    show = _gate_printer(markdown, as_json, junit, plot)
+    tell = partial(click.echo, err=True)
+    if accept:
+        path, missing = command.accept(asked, cases, tell)
+        for line in missing:
+            click.echo(f"stepbench: no baseline for {line}", err=True)
+        _print(f"accepted in {path}: commit it")
+        return 0
+    if baselines:
+        return command.against_baselines(asked, cases, tell, show)
+    return command.compare(asked, cases, tell, show)
 
 
 @stepbench.command()
@@ -269,8 +358,17 @@ def init(workload: str | None) -> int:
     return 0
 
 
-def _cases(workload: str, combinations: Sequence[str], choices: Sequence[str]) -> list[Case]:
-    """What the arguments ask for, the baseline first; a mistake that was named is an error."""
+def _cases(
+    workload: str,
+    combinations: Sequence[str],
+    choices: Sequence[str],
+    default: Sequence[str] = (),
+) -> list[Case]:
+    """What the arguments ask for; a mistake that was named is an error.
+
+    Where they ask for nothing: `default`, or the baseline and every example of every axis. Without
+    a `default` the baseline comes first whatever they ask for.
+    """
     from harness.measuring.sweep import product
     from harness.training import techniques
     from harness.training.workloads import load
@@ -280,9 +378,41 @@ def _cases(workload: str, combinations: Sequence[str], choices: Sequence[str]) -
         if reason := techniques.refused(load(workload), case.combination):
             raise StepbenchError(reason)
     varied = product(workload, [_names(choice) for choice in choices]) if choices else []
-    if not named and not varied:
-        varied = [one for axis in techniques.AXES for one in product(workload, [axis.examples])]
-    return list(dict.fromkeys([Case(workload=workload), *named, *varied]))
+    if named or varied:
+        first = [] if default else [Case(workload=workload)]
+        return list(dict.fromkeys([*first, *named, *varied]))
+    if default:
+        return [Case(workload=workload, combination=techniques.parse(one)) for one in default]
+    every = [one for axis in techniques.AXES for one in product(workload, [axis.examples])]
+    return list(dict.fromkeys([Case(workload=workload), *every]))
+
+
+def _gate_printer(
+    markdown: bool, as_json: bool, junit: Path | None, plot: Path | None
+) -> Callable[[Gate], None]:
+    """Prints a gate's result, and writes the files that were asked for."""
+    from harness.report import gate_tables
+
+    def show(result: Gate) -> None:
+        if as_json:
+            _print(gate_tables.as_json(result))
+        else:
+            _print((gate_tables.markdown if markdown else gate_tables.terminal)(result))
+        if junit:
+            _write(junit, gate_tables.junit(result))
+        if plot:
+            from harness.report import pair_plot
+
+            _write(plot, pair_plot.page(result))
+
+    return show
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StepbenchError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _names(choice: str) -> Sequence[str]:

@@ -6,9 +6,9 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from harness.core import Case, Jsonable
+from harness.core import Case, Jsonable, Outcome
 
 Method = Literal["ping-pong", "whole processes"]
 Order = Literal["reference first", "candidate first"]
@@ -97,3 +97,146 @@ class Pair(Jsonable):
             math.log(summarised(getattr(new, figure)) / summarised(getattr(old, figure)))
             for old, new in zip(self.reference, self.candidate, strict=True)
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally(Jsonable):
+    """What no clock touches, of one case on one side.
+
+    Attributes:
+        counts: figures that repeat exactly and of which less is better: `flops`, `operators`
+            (dispatched), `recomputed_products`.
+        operators: dispatched operators by name: where a difference comes from.
+        flops_by_type: FLOPs of matrix products by the type of their inputs.
+        least_bytes, most_bytes: by figure, over the side's fresh processes: `build_peak`,
+            `first_step_peak`, `steady_peak`, `saved_for_backward`, and what the steady peak is
+            made of: `parameters`, `gradients`, `optimizer_state`, `activations_and_temporaries`.
+        alike: what has to be equal for two tallies to be compared.
+    """
+
+    counts: Mapping[str, int]
+    operators: Mapping[str, int]
+    flops_by_type: Mapping[str, int]
+    least_bytes: Mapping[str, int]
+    most_bytes: Mapping[str, int]
+    alike: Mapping[str, str | int | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference(Jsonable):
+    """One figure that is not what it was. `detail`: where it comes from, one line each."""
+
+    figure: str
+    change: Literal["worse", "better", "changed"]
+    unit: Literal["count", "bytes"]
+    old: int
+    new: int
+    detail: tuple[str, ...] = ()
+
+
+Verdict = Literal["regression", "suspect", "none", "improvement", "not enough data"]
+Stage = Literal["screen", "measure", "confirm"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weighed(Jsonable):
+    """One figure over the pairs of one stage.
+
+    `estimate` is the Hodges-Lehmann estimate of the log-ratio; the p values are one-sided.
+    """
+
+    stage: Stage
+    figure: Figure
+    pairs: int
+    estimate: float
+    p_slower: float
+    p_faster: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredPair(Jsonable):
+    """A pair in the order of measurement. `dropped_for`: figures that it is not judged by."""
+
+    stage: Stage
+    pair: Pair
+    dropped_for: tuple[Figure, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeVerdict(Jsonable):
+    """What the pairs say.
+
+    Attributes:
+        figure: the one that the verdict rests on.
+        estimate: its log-ratio, over the twenty pairs, or the six where the screen stopped.
+        p: what suspected, adjusted for figures and cases.
+        smallest_seen: log-ratio of the smallest slowdown that would have been seen; for "none".
+        reason: for "not enough data".
+    """
+
+    verdict: Verdict
+    method: Method
+    figure: Figure | None
+    estimate: float | None
+    p: float | None
+    smallest_seen: float | None
+    weighed: tuple[Weighed, ...]
+    pairs: tuple[MeasuredPair, ...]
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseVerdict(Jsonable):
+    """One case on both sides: how each ended, what differs without a clock, and in time.
+
+    `refused`: why the two cannot be compared, naming the key. `time` is None where no pairs were
+    asked for or could be had.
+    """
+
+    case: Case
+    reference: Outcome
+    candidate: Outcome
+    differences: tuple[Difference, ...] = ()
+    refused: str | None = None
+    time: TimeVerdict | None = None
+
+    @property
+    def verdict(self) -> str:
+        """A `Verdict`, or `refused`, `failed` (on both sides), `unsupported`, `works again`."""
+        if self.refused:
+            return "refused"
+        if not self.candidate.ok:
+            if self.reference.ok:
+                return "regression"
+            return "unsupported" if self.candidate.kind == "unsupported" else "failed"
+        if not self.reference.ok:
+            return "works again"
+        changes = {one.change for one in self.differences}
+        told = self.time.verdict if self.time else "none"
+        if "worse" in changes or told == "regression":
+            return "regression"
+        if told == "none" and "better" in changes:
+            return "improvement"
+        return told
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate(Jsonable):
+    """A whole comparison of two sides, named for people (`reference`, `candidate`)."""
+
+    reference: str
+    candidate: str
+    started_at: str  # ISO 8601, UTC
+    machine: Mapping[str, Any]
+    torch: str
+    measure_version: int
+    timed: bool
+    cases: tuple[CaseVerdict, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """1: something regressed; 2: a case was refused or gives no number on either side; or 0."""
+        told = {one.verdict for one in self.cases}
+        if "regression" in told:
+            return 1
+        return 2 if told & {"refused", "failed"} else 0

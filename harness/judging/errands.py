@@ -53,7 +53,7 @@ def pairs(record: dict[str, Any], first: int, many: int) -> dict[str, Any]:
     known = Record.from_json(record)
     sides = Side(case=known.case.baseline), Side(case=known.case)
     seen = known.rounds[0]
-    method = method_for(seen.baseline, seen.case, sides, claimed_machine())
+    method = method_for(seen.baseline, seen.case, ranks=known.case.ranks, machine=claimed_machine())
     told: list[dict[str, Any]] = []
     try:
         with Ring(*sides, claimed_machine()) as ring:

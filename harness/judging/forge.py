@@ -32,7 +32,6 @@ from harness.measuring.measure import Stopped, measure_process
 from harness.measuring.settings import Settings
 from harness.measuring.sources import PROJECT_TREE
 from harness.training.workloads import load
-from harness.verdicts import Side
 
 # What parent and forge say to each other; a tree's own forge must speak the same.
 PROTOCOL = 1
@@ -44,43 +43,44 @@ MAIN = "from harness.judging.forge import main; main()"
 
 
 class Forge:
-    """The parent's handle on one side's forge; a context that leaves no process behind.
+    """The parent's handle on one source tree's forge; a context that leaves no process behind.
 
-    One fresh process at a time: `begin` starts it, `ended` waits for its end.
+    Made, it starts; entered, it has imported. One fresh process at a time: `begin` starts it,
+    `ended` waits for its end.
 
     Raises:
         StepbenchError: the tree's code does not start, or measures by another ruler.
     """
 
-    def __init__(self, side: Side, machine: Mapping[str, Any]) -> None:
-        self.side = side
+    def __init__(self, tree: str | None, machine: Mapping[str, Any]) -> None:
+        self.tree = tree
         self._machine = dict(machine)
         ours, theirs = socket.socketpair()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the forge)
         with theirs:
             self._process = (
                 _fork(theirs, self._log)
-                if side.tree is None
-                else _interpreter(Path(side.tree), theirs, self._log)
+                if tree is None
+                else _interpreter(Path(tree), theirs, self._log)
             )
         self.control = connection.Connection(ours.detach())
+
+    def __enter__(self) -> Forge:
         try:
             self._greet()
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Forge:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def begin(self, work: str, settings: Settings, channel: int | None = None) -> None:
-        """Start a fresh process of the side: `measure`, or `play` on the socket `channel`."""
+    def begin(self, work: str, case: Case, settings: Settings, channel: int | None = None) -> None:
+        """Start a fresh process of a case: `measure`, or `play` on the socket `channel`."""
         request = {
             "work": work,
-            "case": self.side.case.to_json(),
+            "case": case.to_json(),
             "settings": settings.to_json(),
             "machine": self._machine,
         }
@@ -117,7 +117,7 @@ class Forge:
             self._process.join(timeout_s)
 
     def _greet(self) -> None:
-        where = f"the code of {self.side.tree or 'this process'}"
+        where = f"the code of {self.tree or 'this process'}"
         try:
             if not self.control.poll(START_S):
                 raise StepbenchError(f"{where} was not imported within {START_S:g} s")

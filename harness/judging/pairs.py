@@ -12,16 +12,18 @@ rule's stages each take new forges (`judging.gate`).
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from multiprocessing import connection
 from typing import Any, Literal
 
-from harness.core import Measurement, Outcome
+from harness.core import Case, Measurement, Outcome
 from harness.judging.forge import Forge
 from harness.machine import device_type
-from harness.measuring.probes.surroundings import HostLoad
+from harness.measuring.probes.surroundings import STOLEN_SHARE, HostLoad
 from harness.measuring.settings import Settings
 from harness.verdicts import Block, Method, Order, Pair, Side, Summary
 
@@ -31,6 +33,11 @@ BLOCKS = 6
 BLOCK_S, LEAST_STEPS, MOST_STEPS = 0.15, 4, 32
 # Both processes' memory at once, with room for what the device keeps for itself.
 DEVICE_SHARE = 0.45
+
+# Cores by which others may exceed what a pair leaves free. On 2 cores a pair of equal sides had a
+# spread of 1.6% in wall time beside one busy neighbour and 26% beside more; of 1.7% and 2.8% in CPU
+# time.
+CROWDED = 0.1
 
 Role = Literal["reference", "candidate"]
 # Beyond a process' own deadline: its forge kills it and tells.
@@ -62,22 +69,18 @@ def alternate(
 
 
 def method_for(
-    reference: Measurement,
-    candidate: Measurement,
-    sides: tuple[Side, Side],
-    machine: Mapping[str, Any],
+    reference: Measurement, candidate: Measurement, *, ranks: int, machine: Mapping[str, Any]
 ) -> Method:
     """Ping-pong for one rank without loader workers; on a GPU only where both fit in its memory.
 
     Workers would load for one side while the other is timed, ranks would have to wait together.
     """
-    measured = (reference, candidate)
-    alone = all(side.case.ranks == 1 for side in sides)
-    if not alone or any(one.counters.loader_processes for one in measured):
+    both = (reference, candidate)
+    if ranks > 1 or any(one.counters.loader_processes for one in both):
         return "whole processes"
     if device_type(machine) == "cuda":
         room_bytes = DEVICE_SHARE * min(gpu["memory_bytes"] for gpu in machine["gpus"])
-        if any(_device_bytes(one) > room_bytes for one in measured):
+        if any(_device_bytes(one) > room_bytes for one in both):
             return "whole processes"
     return "ping-pong"
 
@@ -102,19 +105,27 @@ class Ring:
         settings: Settings | None = None,
     ) -> None:
         self.machine, self.settings = machine, settings or Settings()
-        self.sides = (reference, candidate)
+        self._sides: dict[Role, Side] = {"reference": reference, "candidate": candidate}
         self._stack = ExitStack()
         self._forges: dict[Role, Forge] = {}
 
     def __enter__(self) -> Ring:
-        with ExitStack() as stack:  # ends the first forge where the second does not start
-            for role, side in zip(_roles("reference first"), self.sides, strict=True):
-                self._forges[role] = stack.enter_context(Forge(side, self.machine))
+        with ExitStack() as stack:  # ends what has started where the rest does not
+            for role, side in self._sides.items():
+                self._forges[role] = Forge(side.tree, self.machine)
+                stack.callback(self._forges[role].close)
+            for forge in self._forges.values():  # both import at once
+                forge.__enter__()
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def turn_to(self, reference: Case, candidate: Case) -> None:
+        """Pair other cases of the same two trees from now on."""
+        for role, case in zip(_roles("reference first"), (reference, candidate), strict=True):
+            self._sides[role] = replace(self._sides[role], case=case)
 
     def measurement(self, role: Role) -> Measurement:
         """What one fresh process of a side measured: time, memory, counters.
@@ -122,10 +133,7 @@ class Ring:
         Raises:
             PairFailed: it gave no number, or one that would be wrong.
         """
-        forge = self._forges[role]
-        forge.begin("measure", self.settings)
-        answer = _answer(role, forge, self.settings)
-        return Measurement.from_json(answer["measurement"])
+        return measured(role, self._forges[role], self._sides[role].case, self.settings)
 
     def pair(self, method: Method, order: Order) -> Pair:
         """Measure one pair.
@@ -136,13 +144,15 @@ class Ring:
         if method == "ping-pong":
             return self._ping_pong(order)
         before = HostLoad.read()
-        measured = {role: self.measurement(role) for role in _roles(order)}
-        bursts = any(one.counters.loader_processes for one in measured.values())
-        blocks = {
-            role: (Block(step_s=one.step_s, cpu_s=one.cpu_s),) for role, one in measured.items()
-        }
-        summary: Summary = "mean" if bursts else self._summary
-        return _told("whole processes", order, summary, blocks, before)
+        both = {role: self.measurement(role) for role in _roles(order)}
+        blocks = {role: (Block(step_s=one.step_s, cpu_s=one.cpu_s),) for role, one in both.items()}
+        loaders = max(one.counters.loader_processes for one in both.values())
+        summary: Summary = "mean" if loaders else self._summary
+        busy = loaders + max(side.case.ranks for side in self._sides.values())
+        return _told("whole processes", order, summary, blocks, before, busy)
+
+    def _player(self, role: Role) -> _Player:
+        return _Player(role, self._sides[role].case, self._forges[role], self.settings)
 
     @property
     def _summary(self) -> Summary:
@@ -151,10 +161,7 @@ class Ring:
     def _ping_pong(self, order: Order) -> Pair:
         with ExitStack() as stack:
             # Who is there first gets the better memory: that too is taken in turns.
-            players = {
-                role: stack.enter_context(_Player(role, self._forges[role], self.settings))
-                for role in _roles(order)
-            }
+            players = {role: stack.enter_context(self._player(role)) for role in _roles(order)}
             warm_step_s = max(player.warm_step_s() for player in players.values())
             steps = min(MOST_STEPS, max(LEAST_STEPS, round(BLOCK_S / warm_step_s)))
             before = HostLoad.read()
@@ -165,7 +172,17 @@ class Ring:
                 begins=order,
             )
             blocks: dict[Role, tuple[Block, ...]] = {"reference": ours, "candidate": theirs}
-            return _told("ping-pong", order, self._summary, blocks, before)
+            return _told("ping-pong", order, self._summary, blocks, before, 1)
+
+
+def measured(role: Role, forge: Forge, case: Case, settings: Settings) -> Measurement:
+    """What one fresh process of a forge measured of a case; `role` is for what goes wrong.
+
+    Raises:
+        PairFailed: it gave no number, or one that would be wrong.
+    """
+    forge.begin("measure", case, settings)
+    return Measurement.from_json(_answer(role, forge, settings)["measurement"])
 
 
 def order_of(index: int) -> Order:
@@ -180,13 +197,13 @@ def _roles(order: Order) -> tuple[Role, Role]:
 class _Player:
     """One side's process of a ping-pong pair, at the other end of a socket."""
 
-    def __init__(self, role: Role, forge: Forge, settings: Settings) -> None:
+    def __init__(self, role: Role, case: Case, forge: Forge, settings: Settings) -> None:
         self._role, self._forge, self._settings = role, forge, settings
         self._gone = False
         ours, theirs = socket.socketpair()
         self._channel = connection.Connection(ours.detach())
         with theirs:
-            forge.begin("play", settings, theirs.fileno())
+            forge.begin("play", case, settings, theirs.fileno())
 
     def __enter__(self) -> _Player:
         return self
@@ -232,9 +249,14 @@ def _told(
     summary: Summary,
     blocks: Mapping[Role, tuple[Block, ...]],
     before: HostLoad,
+    busy: int,
 ) -> Pair:
-    later = HostLoad.read()
-    stolen, foreign = before.shares(later)
+    stolen, foreign = before.shares(HostLoad.read())
+    disturbances = []
+    if stolen > STOLEN_SHARE:
+        disturbances.append("the hypervisor took processor time")
+    if foreign > max(0, len(os.sched_getaffinity(0)) - busy) + CROWDED:
+        disturbances.append("other processes left too few processors")
     return Pair(
         method=method,
         order=order,
@@ -243,5 +265,5 @@ def _told(
         candidate=blocks["candidate"],
         stolen_share=stolen,
         foreign_cores=foreign,
-        disturbances=before.disturbances(later),
+        disturbances=tuple(disturbances),
     )
