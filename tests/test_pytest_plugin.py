@@ -1,6 +1,7 @@
 """The plug-in as a user meets it: whole test files, run by pytest, and what it prints of them."""
 
 import re
+from pathlib import Path
 
 import psutil
 
@@ -9,6 +10,8 @@ from harness.store import RunFile
 from tests.synthetic import MACHINE, MIB, case, measurement, record, run
 
 pytest_plugins = ["pytester"]
+
+ROOT = Path(__file__).resolve().parents[1]
 
 GPU = {"name": "NVIDIA H100 80GB HBM3", "memory_bytes": 80 * 2**30}
 H100 = MACHINE | {"name": "1x-nvidia-h100-80gb-hbm3", "gpus": [GPU]}
@@ -308,6 +311,17 @@ def test_elsewhere(floor):
     assert "asks for the machine ENIAC; this is " in text
     left = [one.cmdline() for one in psutil.process_iter() if one.status() != psutil.STATUS_ZOMBIE]
     assert not [line for line in left if any(str(pytester.path) in word for word in line)]
+
+
+def test_the_cuda_floors_of_this_project_are_spelled_right(pytester):
+    """On a CPU they are skipped before they claim anything; here there is a GPU without records."""
+    store(pytester, {"bf16": [ratio(2.0)] * 6})
+    done = pytester.runpytest_subprocess(
+        ROOT / "tests/floors/test_cuda.py", "-rs", "--stepbench-results=results"
+    )
+    floors = done.parseoutcomes()
+    assert set(floors) == {"skipped"}
+    assert done.stdout.str().count("no record of gpt-124m ") >= 6
 
 
 def test_a_suite_that_does_not_use_it_pays_nothing(pytester):
