@@ -92,7 +92,14 @@ def run(
     """
     from harness.measuring.settings import Settings
     from harness.measuring.sweep import close_sweep, open_sweep, sweep, this_machine
-    from harness.measuring.team import default_ranks, dismiss, follow, leads
+    from harness.measuring.team import (
+        default_ranks,
+        devices_here,
+        dismiss,
+        follow,
+        leads,
+        require_ranks,
+    )
     from harness.report import tables
     from harness.report.progress import Bar
     from harness.training.choice import choose, everything, numbers
@@ -103,8 +110,7 @@ def run(
             f"--minutes {minutes} and --deadline-s {deadline_s}: times must be numbers from 0 up"
         )
     if not leads():
-        follow()
-        return 0
+        return follow()
     settings = Settings(rounds=rounds, max_steps=steps, min_steps=min(5, steps))
     named = canonical(workload) if workload else default(this_machine())
     each = numbers(ranks) if ranks is not None else [default_ranks(this_machine())]
@@ -113,8 +119,9 @@ def run(
         cases = list(dict.fromkeys([Case(workload=named), *asked]))
     else:
         cases = everything(named, ranks=each, weak=weak)
-    most = max(case.ranks for case in cases)
-    file = open_sweep(results, settings, project=Path.cwd(), commit=commit, gpus=most)
+    require_ranks(cases)
+    gpus = devices_here(max(case.ranks for case in cases))
+    file = open_sweep(results, settings, project=Path.cwd(), commit=commit, gpus=gpus)
     began = time.monotonic()
     with Bar(len(cases)) as bar:
         finished = sweep(
@@ -126,12 +133,13 @@ def run(
         )
     if finished:
         close_sweep(file)
-    dismiss()
+    bad = any(record.outcome.kind in ("oom", "failed", "invalid") for record in file.records)
+    exit_code = int(bad) if finished else 3
+    dismiss(exit_code)
     tell(tables.as_json(file) if as_json else tables.terminal(file))
     if not finished:
         click.echo("stepbench: time ran out; run the same command again to go on", err=True)
-        return 3
-    return int(any(record.outcome.kind in ("oom", "failed", "invalid") for record in file.records))
+    return exit_code
 
 
 @stepbench.command()

@@ -121,7 +121,8 @@ class Case(Jsonable):
 class Outcome(Jsonable):
     """How a case ended. `reason` is one line and always there unless the case is `ok`.
 
-    `traceback` is that of the error, outermost call first, where there was one.
+    The reason of an `ok` case says what its number does not mean. `traceback` is that of the error,
+    outermost call first, where there was one.
     """
 
     kind: OutcomeKind
@@ -171,6 +172,8 @@ class Counters(Jsonable):
         replicas: devices that products ran on in this process: several under DataParallel.
         group_ranks: ranks of the process group; 0 where there is none.
         sharded_parameters: parameters of which this rank holds a shard.
+        trained_bytes: of all parameters that are trained, whole ones where they are sharded.
+        trained_blocks: blocks that hold any of them.
         collective_calls: collectives of this rank by kind, `{"all_reduce": 2}`.
         collective_bytes: their payload by kind, each the size of the whole tensor: what an
             all-reduce works on, what an all-gather yields, what a reduce-scatter is given.
@@ -197,6 +200,8 @@ class Counters(Jsonable):
     replicas: int = 1
     group_ranks: int = 0
     sharded_parameters: int = 0
+    trained_bytes: int = 0
+    trained_blocks: int = 0
     collective_calls: Mapping[str, int] = field(default_factory=dict)
     collective_bytes: Mapping[str, int] = field(default_factory=dict)
 
@@ -263,11 +268,12 @@ class DeviceState(Jsonable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Communication(Jsonable):
-    """Seconds of one step under torch's profiler, one that is never timed otherwise.
+    """Seconds of a step under torch's profiler, one that is never timed otherwise.
 
     `running_s`: some collective ran. `exposed_s`: one ran and nothing was computed meanwhile (on
-    CPU no operator, on CUDA no other kernel). `exposed_shares`: the exposed share of each part of
-    the step in which it is not 0.
+    CPU no operator, on CUDA no other kernel and no copy). Of several ranks, each is the mean of
+    theirs: one that is late exposes the others, not itself. `exposed_shares`: the exposed share of
+    each part of the step in which it is not 0.
     """
 
     step_s: float

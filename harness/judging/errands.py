@@ -40,7 +40,9 @@ def case(workload: str | None, combination: str, machine: Mapping[str, Any]) -> 
 
 def record(case: dict[str, Any]) -> dict[str, Any]:
     """One round of the case beside its baseline."""
-    return measure(Case.from_json(case), Settings(rounds=1, extra_rounds=0), claimed_machine()).to_json()
+    return measure(
+        Case.from_json(case), Settings(rounds=1, extra_rounds=0), claimed_machine()
+    ).to_json()
 
 
 def pairs(record: dict[str, Any], first: int, many: int) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from harness.judging.player import play
 from harness.measuring.launch import PR_SET_PDEATHSIG, Ended, in_child, one_line
 from harness.measuring.measure import Stopped, measure_process
 from harness.measuring.settings import Settings
-from harness.measuring.sources import PROJECT_TREE
+from harness.measuring.sources import PROJECT_TREE, mixed_module
 from harness.training.workloads import load
 
 # What parent and forge say to each other; a tree's own forge must speak the same.
@@ -124,6 +124,8 @@ class Forge:
             hello = json.loads(self.control.recv_bytes())
         except (EOFError, OSError):
             raise StepbenchError(f"{where} does not start{self._last_words()}") from None
+        if hello["lacks"]:
+            raise StepbenchError(f"{where} does not start: it lacks {hello['lacks']}")
         for name, ours in (("ruler", MEASURE_VERSION), ("protocol", PROTOCOL)):
             if hello[name] != ours:
                 raise StepbenchError(
@@ -196,7 +198,9 @@ def _serve(descriptor: int, parent: int) -> None:
     with connection.Connection(descriptor) as control, suppress(EOFError, OSError):
         try:
             control.send_bytes(
-                json.dumps({"ruler": MEASURE_VERSION, "protocol": PROTOCOL}).encode()
+                json.dumps(
+                    {"ruler": MEASURE_VERSION, "protocol": PROTOCOL, "lacks": mixed_module()}
+                ).encode()
             )
             while True:
                 ended = _answered(control, json.loads(control.recv_bytes()))

@@ -27,7 +27,9 @@ from typing import Any
 import torch._dynamo
 import torch.profiler
 import torch.utils.checkpoint
-import torch.utils.flop_counter  # noqa: F401
+import torch.utils.flop_counter
+
+import harness
 
 PR_SET_PDEATHSIG = 1
 # When one of a group has ended badly, another that ended worse is known within this: sockets of a
@@ -197,7 +199,7 @@ def _child(task: Task, theirs: connection.Connection, log: int, parent: int, sta
     except BaseException as error:
         told = {"answer": None, "error": one_line(error), "traceback": brief_traceback(error)}
     theirs.send_bytes(json.dumps(told).encode())
-    if stays:
+    while stays:
         signal.pause()
     # Nothing of torch's teardown is worth its time in a process that has told all it knows.
     os._exit(0)
@@ -237,5 +239,9 @@ def _stack(log: str) -> tuple[str, ...]:
 
 
 def _in_package(file: str) -> str:
-    """A file's path inside its package, so that torch's own are known; else its name."""
-    return file.partition("/site-packages/")[2] or Path(file).name
+    """A file's path below where torch or this harness is installed; else its name."""
+    for package in (torch, harness):
+        root = Path(package.__file__ or "").parents[1]
+        if Path(file).is_relative_to(root / package.__name__):
+            return str(Path(file).relative_to(root))
+    return Path(file).name

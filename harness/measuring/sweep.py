@@ -24,17 +24,16 @@ from harness.core import (
 from harness.machine import describe, device_type
 from harness.measuring.calibrate import calibrate
 from harness.measuring.launch import in_child
-from harness.measuring.lock import hold_gpus
+from harness.measuring.lock import GPUS, hold_gpus
 from harness.measuring.measure import measure
 from harness.measuring.settings import Settings
 from harness.measuring.sources import digest_of_harness
+from harness.measuring.team import launcher
 from harness.store import RunFile, new_run_id, now, open_run
 
 CALIBRATION_AGE_S = 60.0
 # Asking a driver about its devices, or calibrating them, is a matter of seconds.
 DEADLINE_S = 120.0
-# How many GPUs a sweep holds whose command has no argument for it, such as `asv run`.
-GPUS = "STEPBENCH_GPUS"
 
 
 @cache
@@ -91,7 +90,11 @@ def open_sweep(
             machine=claimed_machine(gpus),
             commit=commit,
             edited=edited,
-            software={"torch": version("torch"), "stepbench_digest": digest_of_harness()},
+            software={
+                "torch": version("torch"),
+                "stepbench_digest": digest_of_harness(),
+                **({"launcher": by} if (by := launcher()) else {}),
+            },
             settings=recorded,
         ),
     )

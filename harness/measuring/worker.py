@@ -27,7 +27,8 @@ from harness.core import (
 )
 from harness.measuring.launch import brief_traceback, one_line
 from harness.measuring.probes import counters, memory
-from harness.measuring.probes.communication import watched_step
+from harness.measuring.probes.communication import STEPS as WATCHED_STEPS
+from harness.measuring.probes.communication import watched_steps
 from harness.measuring.probes.loading import Boundary, epoch_boundary
 from harness.measuring.probes.parity import Parity
 from harness.measuring.probes.surroundings import HostLoad
@@ -38,7 +39,7 @@ from harness.measuring.sources import digest_of_harness, digest_of_workload, wro
 from harness.training.build import batch_dependent, build
 from harness.training.data import Batches, HostBatch, data_digest
 from harness.training.step import train_step
-from harness.training.techniques import chosen_techniques
+from harness.training.techniques import chosen_techniques, plan_of
 from harness.training.types import Loop, Site, Unsupported, Workload
 from harness.training.workloads import of_case
 
@@ -51,7 +52,12 @@ ALONE, DEADLINE_S = Place(), Settings().deadline_s
 WINDOW_TRIES = 3
 
 # What torch raises as a plain RuntimeError: its CPU allocator, the driver, cuBLAS and cuDNN.
-OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "STATUS_ALLOC_FAILED",
+    "Cuda failure 2 'out of memory'",  # NCCL's
+)
 
 
 def measure_case(
@@ -134,7 +140,8 @@ class Subject:
 
     def join(self, deadline_s: float) -> None:
         """Meet the other ranks, where there are any."""
-        self.group = Group(self.place, self.device, deadline_s)
+        offloads = plan_of(self.case.combination).offloads
+        self.group = Group(self.place, self.device, deadline_s, host_tensors=offloads)
 
     def measure(self, settings: Settings) -> tuple[Measurement, str | None]:
         """The measurement, and why it would be wrong to believe it (or None)."""
@@ -151,6 +158,7 @@ class Subject:
         steady_peak, categories = self._steady_memory(probe)
         pause_s, counted = self._count()
         communication = self._communication()
+        self.group.worst(0.0)  # none leaves while another still needs it
         measurement = Measurement(
             **dataclasses.asdict(window),
             tokens=tokens,
@@ -364,15 +372,19 @@ class Subject:
             epoch_batches=self.batches.epoch_batches,
             pinned=any(leaf.is_pinned() for leaf in tree_leaves(self.first)),
         )
+        # Each rank sees its shard and its micro-batches only.
+        changed = bool(self.group.worst(counted.parameters_changed))
         shares = self.group.mean(counted.shares)
-        return boundary.pause_s, dataclasses.replace(counted, shares=shares)
+        return boundary.pause_s, dataclasses.replace(
+            counted, shares=shares, parameters_changed=changed
+        )
 
     def _communication(self) -> Communication | None:
         """How much of a step's collectives nothing hid; None where there is no group."""
         if self.group.mesh is None:
             return None
-        self.steps_run += 1
-        return watched_step(
+        self.steps_run += WATCHED_STEPS + 1
+        return watched_steps(
             self.loop, lambda loop: train_step(loop, self.first, self.site), self.device
         )
 
@@ -390,7 +402,8 @@ class Subject:
             "nccl": _nccl() if cuda else None,
             "batch_dependent": batch_dependent(self.workload, self.loop.model),
             "threads": torch.get_num_threads(),
-            "backend": torch.distributed.get_backend() if self.group.mesh else None,
+            "backend": self.group.backend,
+            "hosts": self.group.hosts,
             "allocator": os.environ.get("PYTORCH_ALLOC_CONF")
             or os.environ.get("PYTORCH_CUDA_ALLOC_CONF"),
         }

@@ -61,8 +61,9 @@ BUDGET_LEGEND = (
 )
 RANK_LEGEND = (
     "Each rank: what the one with the largest peak holds, peaks in MiB; collectives by kind with "
-    "the MiB of the whole tensors; exposed: part of a profiled step in which one ran and nothing "
-    "was computed. Global batch xN: weak scaling, its speed-up is of throughput."
+    "the MiB of the whole tensors; exposed: part of profiled steps in which one ran, a late rank "
+    "was waited for, and nothing was computed (mean over ranks). Global batch xN: weak scaling, "
+    "its speed-up is of throughput."
 )
 # Shown where the hardware's peak is known.
 MFU_COLUMN: dict[str, Callable[[Figures], str]] = {
@@ -218,13 +219,16 @@ def _cells(
 ) -> list[str]:
     """One row as text; the reason behind its outcome goes into `notes`, once."""
     figures = row.figures
-    phase, note = row.outcome.phase, row.outcome.reason
+    phase, told = row.outcome.phase, [row.outcome.reason] if row.outcome.reason else []
     outcome = f"{row.outcome.kind} in {phase}" if phase else str(row.outcome.kind)
     if figures and figures.disturbances:
-        outcome, note = "ok, disturbed", "disturbed: " + "; ".join(figures.disturbances)
+        outcome = "ok, disturbed"
+        told.append("disturbed: " + "; ".join(figures.disturbances))
     elif figures and figures.set_aside:
         rounds = formats.span([figures.set_aside], "round")
-        note = f"{rounds} disturbed, measured again: {'; '.join(figures.set_aside_because)}"
+        because = "; ".join(figures.set_aside_because)
+        told.append(f"{rounds} disturbed, measured again: {because}")
+    note = "; ".join(told)
     mark = f" [{notes.setdefault(note, len(notes) + 1)}]" if note else ""
     shown = [show(figures) if figures else "" for show in columns.values()]
     return [clean(row.name), clean(outcome) + mark, *shown]

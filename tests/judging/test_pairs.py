@@ -195,7 +195,7 @@ def test_a_tree_that_does_not_start_is_told_in_one_line(machine, tmp_path):
     (tmp_path / "harness").mkdir()
     (tmp_path / "harness/__init__.py").touch()
     with (
-        pytest.raises(StepbenchError, match="does not start: ModuleNotFoundError"),
+        pytest.raises(StepbenchError, match="does not start"),
         Ring(side(), side(tree=str(tmp_path)), machine, QUICK),
     ):
         pass

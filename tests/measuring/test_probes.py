@@ -79,10 +79,14 @@ def test_the_parts_of_a_step_add_up_to_it(monkeypatch):
     assert calls == ["forward", *["forward", "forward", "update"] * 3]
 
 
-def event(name, begin, end, *, device=DeviceType.CPU, children=()):
+def event(name, begin, end, *, device=DeviceType.CPU, children=(), is_user_annotation=False):
     times = SimpleNamespace(start=begin * 1e6, end=end * 1e6)
     return SimpleNamespace(
-        name=name, time_range=times, device_type=device, cpu_children=list(children)
+        name=name,
+        time_range=times,
+        device_type=device,
+        cpu_children=list(children),
+        is_user_annotation=is_user_annotation,
     )
 
 
@@ -125,11 +129,14 @@ def test_communication_on_a_device_is_read_from_its_kernels():
     events = [
         event("ncclDevKernel_AllReduce_Sum_f32_RING_LL(ncclDevKernelArgs)", 1, 5, **on_device),
         event("sm90_xmma_gemm_f32f32", 2, 3, **on_device),
+        event("FSDP::all_gather (blocks.0)", 0, 6, is_user_annotation=True, **on_device),
+        event("stepbench::forward", 0, 4, is_user_annotation=True, **on_device),
         event("aten::mm", 0, 9),
         event("nccl:all_reduce", 0, 9),
     ]
     said = communication.said(events, 9.0, cuda=True)
     assert (said.running_s, said.exposed_s) == (4, 3)
+    assert said.exposed_shares == {"forward": 2 / 4}
 
 
 def test_cpu_peak_is_the_bytes_that_were_held():
