@@ -24,6 +24,7 @@ LEGEND = (
     "seen: what 9 of 10 such gates would have found.",
 )
 WORST_FIRST = ("worse", "changed", "better")
+FEW_BYTES = 10_000  # shown as they are
 MANY = "p values are adjusted for {} cases: false discovery rate, Benjamini-Hochberg."
 COUNTERS_ONLY = "Time was not compared."
 
@@ -222,4 +223,8 @@ def _time_details(time: TimeVerdict) -> list[str]:
 
 
 def _amount(value: int, one: Difference) -> str:
-    return f"{formats.mebibytes(value)} MiB" if one.unit == "bytes" else f"{value:,}"
+    if one.unit == "count":
+        return f"{value:,}"
+    if abs(value) < FEW_BYTES:
+        return f"{value:,} bytes"
+    return f"{formats.mebibytes(value)} MiB"

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.aa_rates import ASV_DRAWN, asv_rates, live, rate, rule_rates, simulated
+from benchmarks.aa_rates import ASV_DRAWN, asv_rates, by_asv, live, rate, rule_rates, simulated
 from harness.verdicts import Pair
 from tests.judging.test_trial import CROWD, a_pair
 
@@ -46,8 +46,8 @@ def test_a_drifting_machine_fools_asv_when_commits_are_measured_apart():
 
 
 def test_the_tables_name_effect_and_numbers():
-    table = simulated([*lines(0), *lines(5)])
-    assert [row.split("|")[1].strip() for row in table.splitlines()[2:]] == ["0%", "5%"]
+    for table in (simulated([*lines(0), *lines(5)]), by_asv([*lines(0), *lines(5)])):
+        assert [row.split("|")[1].strip() for row in table.splitlines()[2:]] == ["0%", "5%"]
     ended = {"percent": 0, "verdict": "none", "pairs": 6, "disturbed": 3}
     [row] = live([ended, {**ended, "verdict": "suspect"}]).splitlines()[2:]
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
