@@ -204,7 +204,8 @@ def _details(case: CaseVerdict) -> list[tuple[int, str]]:
 
 
 def _time_details(time: TimeVerdict) -> list[str]:
-    lines = [f"time was not judged: {time.reason}"] if time.reason else []
+    what = "not judged" if time.verdict == "not enough data" else "not confirmed"
+    lines = [f"time was {what}: {time.reason}"] if time.reason else []
     judged = {one.figure for one in time.weighed}
     dropped = sum(bool(one.dropped_for) for one in time.pairs)
     if dropped:
