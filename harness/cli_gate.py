@@ -14,11 +14,11 @@ from harness.verdicts import Gate
 
 DEFAULT_CASES = ("baseline", "bf16", "accum2", "ckpt1")
 EXIT_CODES = (
-    "Exit codes: 0 nothing regressed: a suspect, an improvement, what this machine cannot run and "
-    "what too few undisturbed pairs could decide are told and do not fail; 1 a regression: of "
-    "time, counters or memory, or a case that gives a number on BASE only; 2 a mistake, told in "
-    "one line, a case that may not be compared, or one that gives a number on neither side; 130 "
-    "stopped by Ctrl-C."
+    "Exit codes: 0 nothing regressed: a suspect, an improvement, a case that works again, what "
+    "this machine cannot run and what too few undisturbed pairs could decide are told and do not "
+    "fail; 1 a regression: of time, counters or memory, or a case that gives a number on BASE "
+    "only; 2 a mistake, told in one line, a case that may not be compared, or one that gives a "
+    "number on neither side; 130 stopped by Ctrl-C."
 )
 
 

@@ -24,6 +24,7 @@ LEGEND = (
     "seen: what 9 of 10 such gates would have found.",
 )
 WORST_FIRST = ("worse", "changed", "better")
+FEW_BYTES = 10_000  # shown as they are
 MANY = "p values are adjusted for {} cases: false discovery rate, Benjamini-Hochberg."
 COUNTERS_ONLY = "Time was not compared."
 
@@ -203,7 +204,8 @@ def _details(case: CaseVerdict) -> list[tuple[int, str]]:
 
 
 def _time_details(time: TimeVerdict) -> list[str]:
-    lines = [f"time was not judged: {time.reason}"] if time.reason else []
+    what = "not judged" if time.verdict == "not enough data" else "not confirmed"
+    lines = [f"time was {what}: {time.reason}"] if time.reason else []
     judged = {one.figure for one in time.weighed}
     dropped = sum(bool(one.dropped_for) for one in time.pairs)
     if dropped:
@@ -222,4 +224,8 @@ def _time_details(time: TimeVerdict) -> list[str]:
 
 
 def _amount(value: int, one: Difference) -> str:
-    return f"{formats.mebibytes(value)} MiB" if one.unit == "bytes" else f"{value:,}"
+    if one.unit == "count":
+        return f"{value:,}"
+    if abs(value) < FEW_BYTES:
+        return f"{value:,} bytes"
+    return f"{formats.mebibytes(value)} MiB"

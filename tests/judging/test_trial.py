@@ -9,6 +9,7 @@ from harness.core import Outcome
 from harness.judging.gate import Session
 from harness.judging.pairs import PairFailed
 from harness.judging.trees import Tree
+from harness.report import gate_tables
 from harness.verdicts import Block, CaseVerdict, Gate, Pair
 from tests.synthetic import MACHINE, case, measurement
 
@@ -79,6 +80,19 @@ def judged(monkeypatch, pairs, reference=None, candidate=None, cases=("bf16",)) 
 def only(gate: Gate) -> CaseVerdict:
     [one] = gate.cases
     return one
+
+
+def gate_of(one: CaseVerdict) -> Gate:
+    return Gate(
+        reference="old",
+        candidate="new",
+        started_at="2026-01-31T12:00:00+00:00",
+        machine=MACHINE,
+        torch="2.13.0",
+        measure_version=2,
+        timed=True,
+        cases=(one,),
+    )
 
 
 def stages(one: CaseVerdict) -> dict[str, int]:
@@ -155,6 +169,21 @@ def test_too_few_undisturbed_pairs_are_not_enough_data(monkeypatch):
     gate = judged(monkeypatch, lambda index: a_pair(0.3, 0.3, CROWD, summary="median"))
     assert (only(gate).verdict, gate.exit_code) == ("not enough data", 0)
     assert only(gate).time.reason.startswith("9 of 9 pairs were disturbed")
+
+
+def test_a_slowdown_that_too_few_pairs_could_confirm_is_suspect(monkeypatch):
+    one = only(
+        judged(
+            monkeypatch,
+            lambda index: a_pair(
+                0.05 + NOISE[index % 6], disturbances=CROWD if index >= 20 else (), summary="median"
+            ),
+        )
+    )
+    assert one.verdict == "suspect"
+    assert "time was not confirmed: 18 of 18 pairs were disturbed" in gate_tables.terminal(
+        gate_of(one)
+    )
 
 
 def test_a_side_that_dies_among_pairs_is_not_enough_data(monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
 from harness.core import Outcome
@@ -119,6 +120,12 @@ def test_the_terminal_tells_verdict_amount_and_why():
     assert "adjusted for 4 cases" in text
     assert "1 of 4 pairs were disturbed: wall time dropped\n" in text
     assert "\x1b" not in text
+
+
+def test_few_bytes_are_shown_as_they_are():
+    few = replace(HEAVIER[1], change="worse", new=HEAVIER[1].old + 44)
+    one = CaseVerdict(case=case(), reference=OK, candidate=OK, differences=(few,))
+    assert "steady peak +44 bytes" in gate_tables.terminal(gate(cases=(one,)))
 
 
 def test_one_case_needs_no_adjustment_and_no_clock_no_rule():
