@@ -172,6 +172,9 @@ class Counters(Jsonable):
         collective_calls: collectives of this rank by kind, `{"all_reduce": 2}`.
         collective_bytes: their payload by kind, each the size of the whole tensor: what an
             all-reduce works on, what an all-gather yields, what a reduce-scatter is given.
+        elements: parameters' elements that this rank holds.
+        trained_elements: those of them that its optimizer was given.
+        state_elements: elements of its optimizer's state by type, step counters not counted.
     """
 
     forwards: int
@@ -197,6 +200,9 @@ class Counters(Jsonable):
     sharded_parameters: int = 0
     collective_calls: Mapping[str, int] = field(default_factory=dict)
     collective_bytes: Mapping[str, int] = field(default_factory=dict)
+    elements: int = 0
+    trained_elements: int = 0
+    state_elements: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def counts(self) -> Counters:

@@ -154,18 +154,8 @@ class Cases:
         return [figure(one.case) for one in self.record.rounds]
 
 
-class RankCases(Cases):
-    """The same for cases of several ranks: also what the worst rank holds, and exchanges."""
-
-    @metric("bytes", "memory")
-    def measure_build_peak_bytes(self, *techniques: str) -> float:
-        """Largest memory held by tensors while the model and its optimizer are made."""
-        return max(self._of_each_process(lambda one: one.memory.build.allocated_bytes))
-
-    @metric("bytes", "memory")
-    def measure_first_step_peak_bytes(self, *techniques: str) -> float:
-        """Largest memory held by tensors in the first step, in which optimizer state is made."""
-        return max(self._of_each_process(lambda one: one.memory.first_step.allocated_bytes))
+class StateCases(Cases):
+    """The same for what changes parameters, gradients or optimizer state: the bytes of each."""
 
     @metric("bytes", "memory")
     def measure_parameter_bytes(self, *techniques: str) -> float:
@@ -181,6 +171,20 @@ class RankCases(Cases):
     def measure_optimizer_bytes(self, *techniques: str) -> float:
         """Optimizer state that a rank holds."""
         return max(self._of_each_process(lambda one: one.memory.optimizer_bytes))
+
+
+class RankCases(StateCases):
+    """The same for cases of several ranks: also what the worst rank holds, and exchanges."""
+
+    @metric("bytes", "memory")
+    def measure_build_peak_bytes(self, *techniques: str) -> float:
+        """Largest memory held by tensors while the model and its optimizer are made."""
+        return max(self._of_each_process(lambda one: one.memory.build.allocated_bytes))
+
+    @metric("bytes", "memory")
+    def measure_first_step_peak_bytes(self, *techniques: str) -> float:
+        """Largest memory held by tensors in the first step, in which optimizer state is made."""
+        return max(self._of_each_process(lambda one: one.memory.first_step.allocated_bytes))
 
     @metric("calls", "track")
     def measure_collectives(self, *techniques: str) -> float:

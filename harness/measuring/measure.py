@@ -114,6 +114,7 @@ def _judged(case: Case, rounds: list[Round], settings: Settings, device: str) ->
     workload = replace(
         of_case(case),
         batch_dependent=bool(rounds[0].case.environment["batch_dependent"]),
+        optimizer_kind=str(rounds[0].case.environment["optimizer"]),
     )
     other = other_mathematics(workload, case.combination)
     if other == case.combination != case.baseline.combination:

@@ -27,17 +27,18 @@ from harness.core import (
 from harness.measuring.launch import brief_traceback, one_line
 from harness.measuring.probes import counters, memory
 from harness.measuring.probes.communication import watched_step
+from harness.measuring.probes.elements import elements
 from harness.measuring.probes.loading import Boundary, epoch_boundary
 from harness.measuring.probes.parity import Parity
 from harness.measuring.probes.surroundings import HostLoad
 from harness.measuring.probes.timing import Window, synchronize, time_steps
 from harness.measuring.ranks import Group, Place
 from harness.measuring.settings import Settings
-from harness.measuring.sources import digest_of_harness, digest_of_workload, wrong_tree
-from harness.training.build import batch_dependent, build
+from harness.measuring.sources import digest_of_harness, digest_of_workload, versions, wrong_tree
+from harness.training.build import batch_dependent, build, optimizer_kind
 from harness.training.data import Batches, HostBatch, data_digest
 from harness.training.step import train_step
-from harness.training.techniques import chosen_techniques
+from harness.training.techniques import chosen_techniques, imports
 from harness.training.types import Loop, Site, Unsupported, Workload
 from harness.training.workloads import of_case
 
@@ -293,6 +294,7 @@ class Subject:
             batches_ahead=self.batches.most_ahead,
             epoch_batches=self.batches.epoch_batches,
             pinned=any(leaf.is_pinned() for leaf in tree_leaves(self.first)),
+            **elements(self.loop),
         )
         shares = self.group.mean(counted.shares)
         return boundary.pause_s, dataclasses.replace(counted, shares=shares)
@@ -317,6 +319,8 @@ class Subject:
             "cudnn": torch.backends.cudnn.version() if cuda else None,
             "nccl": _nccl() if cuda else None,
             "batch_dependent": batch_dependent(self.workload, self.loop.model),
+            "optimizer": optimizer_kind(self.workload),
+            **versions(imports(self.case.combination)),
             "threads": torch.get_num_threads(),
             "backend": torch.distributed.get_backend() if self.group.mesh else None,
             "allocator": os.environ.get("PYTORCH_ALLOC_CONF")

@@ -76,6 +76,8 @@ class Workload:
         batch_dependent: whether a sample's output depends on the batch it is in (BatchNorm, or
             dropout, which draws anew): micro-batches then are other mathematics than the whole.
             None: whether the model has such modules; functional dropout cannot be seen.
+        optimizer_kind: class name of what `optimizer` makes: AdamW's other implementations are the
+            same mathematics only beside AdamW. None: found out where one is made.
         seed: of weights, data order and dropout.
         name: canonical spelling, parameters that differ from the default included; filled in for
             a workload of your own.
@@ -93,6 +95,7 @@ class Workload:
     optimizer: MakeOptimizer = _adamw
     collate: Callable[[list[Any]], Any] = default_collate
     batch_dependent: bool | None = None
+    optimizer_kind: str | None = None
     seed: int = 0
     name: str = ""
     data_digest: Callable[[], str] | None = None
@@ -185,6 +188,8 @@ class Technique:
         refuses: why this workload cannot be trained as the case says, or what else must be chosen
             with the technique: a mistake where a person named it, `unsupported` inside a product.
         also: other names by which people know it; accepted, and spelled by `name`.
+        imports: modules that its hooks import, of libraries that are extras of this one under
+            their own names (`stepbench[peft]`).
         tolerance: largest relative difference of loss and gradient norm from the baseline that is
             still the same mathematics; None: other mathematics, reported without judging.
     """
@@ -192,6 +197,7 @@ class Technique:
     name: str
     about: str
     also: tuple[str, ...] = ()
+    imports: tuple[str, ...] = ()
     proof: Callable[[Counters, Plan], str | None]
     plan: Callable[[Plan], Plan] = lambda plan: plan
     model: Callable[[nn.Module, Site], nn.Module] = lambda model, site: model

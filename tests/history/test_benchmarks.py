@@ -6,8 +6,16 @@ import itertools
 
 import pytest
 
-from benchmarks import accumulation, checkpointing, parallel, precision, product, product_full
-from harness.history.suite import RANKS, Cases, Measured, RankCases
+from benchmarks import (
+    accumulation,
+    checkpointing,
+    optimizers,
+    parallel,
+    precision,
+    product,
+    product_full,
+)
+from harness.history.suite import RANKS, Cases, Measured, RankCases, StateCases
 from harness.training.techniques import combine
 from harness.training.workloads import canonical
 
@@ -25,14 +33,15 @@ def cases(classes: list[type[Cases]]) -> set[str]:
     return {str(combine(name for name in names if not RANKS.fullmatch(name))) for names in products}
 
 
-PARALLEL = [
+OTHERS = [
     parallel.Parallel,
     parallel.ParallelWeak,
     parallel.ParallelTwoDevices,
+    optimizers.Optimizers,
 ]
 
 
-@pytest.mark.parametrize("benchmark", [*DEFAULT, *PARALLEL, product_full.ProductFull])
+@pytest.mark.parametrize("benchmark", [*DEFAULT, *OTHERS, product_full.ProductFull])
 def test_every_parameter_is_a_technique_and_every_workload_exists(benchmark: type[Cases]) -> None:
     assert cases([benchmark])
     assert len(benchmark.params) == len(benchmark.param_names)
@@ -57,7 +66,9 @@ def test_versions_change_with_the_workload() -> None:
 
 
 def test_metrics_are_benchmarks_and_imported_functions_are_not() -> None:
-    metrics = [name for one in (Cases, RankCases) for name in vars(one) if "measure_" in name]
+    metrics = [
+        name for one in (Cases, StateCases, RankCases) for name in vars(one) if "measure_" in name
+    ]
     assert len(metrics) == 13
     assert all(Measured.name_regex.match(name) for name in metrics)
     assert not Measured.name_regex.match("measure_once")

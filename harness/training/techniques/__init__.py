@@ -8,6 +8,7 @@ touches none of them and comes last.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from harness.training.techniques.accumulation import ACCUMULATION
 from harness.training.techniques.checkpointing import CHECKPOINTING
 from harness.training.techniques.loading import PERSISTENCE, PINNING, PREFETCH, WORKERS
 from harness.training.techniques.normalization import NORMALIZATION
+from harness.training.techniques.optimizers import OPTIMIZER
 from harness.training.techniques.parallel import PARALLEL
 from harness.training.techniques.precision import PRECISION
 from harness.training.types import Axis, Plan, Technique, Workload
@@ -24,6 +26,7 @@ from harness.training.types import Axis, Plan, Technique, Workload
 AXES: tuple[Axis, ...] = (
     NORMALIZATION,
     CHECKPOINTING,
+    OPTIMIZER,
     PARALLEL,
     PRECISION,
     ACCUMULATION,
@@ -36,6 +39,7 @@ AXES: tuple[Axis, ...] = (
 # How a combination is spelled, `bf16+accum4+ckpt2+ddp`: not the order in which it is composed.
 SPELLING_ORDER: tuple[Axis, ...] = (
     PRECISION,
+    OPTIMIZER,
     ACCUMULATION,
     CHECKPOINTING,
     PARALLEL,
@@ -119,9 +123,27 @@ def plan_of(combination: Combination) -> Plan:
 def unsupported(case: Case, machine: Mapping[str, Any]) -> str | None:
     """Why this machine cannot run the case, or None; nothing has started yet."""
     reasons = (
-        technique.unsupported(case, machine) for technique in chosen_techniques(case.combination)
+        not_here(technique, case, machine) for technique in chosen_techniques(case.combination)
     )
     return next(filter(None, reasons), None)
+
+
+def not_here(technique: Technique, case: Case, machine: Mapping[str, Any]) -> str | None:
+    """Why this machine cannot run the technique: its hardware, or a library that is missing."""
+    if reason := technique.unsupported(case, machine):
+        return reason
+    for module in technique.imports:
+        library = module.partition(".")[0]
+        if importlib.util.find_spec(library) is None:
+            return f"{library} is not installed: pip install 'stepbench[{library}]'"
+    return None
+
+
+def imports(combination: Combination) -> tuple[str, ...]:
+    """Modules of optional libraries that the combination's techniques import."""
+    return tuple(
+        module for technique in chosen_techniques(combination) for module in technique.imports
+    )
 
 
 def refused(workload: Workload, case: Case) -> str | None:
