@@ -60,8 +60,9 @@ def metric(unit: str, kind: str) -> Callable[[Metric], Metric]:
 
 
 class Cases:
-    """A workload under each combination of the class's `params`: names of techniques, and
-    `ranksN` for the number of ranks. `batch_grows`: the global batch grows with the ranks.
+    """A workload under each combination of the class's `params`: names of techniques, `ranksN`
+    for the number of ranks, and parameters of the workload (`seq=128`). `batch_grows`: the global
+    batch grows with the ranks. A device that `workload` does not name is not measured.
 
     Step times are samples, one median a process, so ASV has statistics of them. Counts and bytes
     are plain numbers: they repeat, and as samples ASV would call no change of them significant
@@ -98,7 +99,8 @@ class Cases:
 
     def _measured(self, techniques: tuple[str, ...]) -> Record:
         file = _run_file()
-        names = [name for name in techniques if not RANKS.fullmatch(name)]
+        options = [name for name in techniques if "=" in name]
+        names = [name for name in techniques if name not in options and not RANKS.fullmatch(name)]
         ranks = next((int(name[5:]) for name in techniques if RANKS.fullmatch(name)), 1)
         try:
             combination = parse("+".join(names))
@@ -106,7 +108,12 @@ class Cases:
             raise NotImplementedError(str(error)) from None
         spelled = self.workload
         if not isinstance(spelled, str):
-            spelled = spelled[device_type(file.run.machine)]
+            device = device_type(file.run.machine)
+            if device not in spelled:
+                raise NotImplementedError(f"not measured on {device}: {', '.join(spelled)} only")
+            spelled = spelled[device]
+        if options:
+            spelled = f"{spelled}{',' if '@' in spelled else '@'}{','.join(options)}"
         case = Case(
             workload=spelled,
             combination=combination,

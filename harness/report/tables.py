@@ -10,7 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from harness import machine
-from harness.report import formats
+from harness.report import formats, series
 from harness.report.rows import Figures, RankFigures, Row, Table, tables
 from harness.stats import MINIMUM_ROUNDS_FOR_INTERVAL
 from harness.store import RunFile
@@ -61,12 +61,14 @@ LEGEND = (
 
 def terminal(file: RunFile) -> str:
     """A run's tables for a terminal; no control character from a record reaches it."""
-    return "\n\n".join(_terminal(table) for table in tables(file)) or _nothing(file)
+    grown = series.grid(file, "simple", formats.plain)
+    return _joined(file, [_terminal(table) for table in tables(file)], grown)
 
 
 def markdown(file: RunFile) -> str:
     """A run's tables in Markdown; nothing in a record acts as markup."""
-    return "\n\n".join(_markdown(table) for table in tables(file)) or _nothing(file)
+    grown = series.grid(file, "pipe", formats.markdown)
+    return _joined(file, [_markdown(table) for table in tables(file)], grown)
 
 
 def as_json(file: RunFile) -> dict[str, Any]:
@@ -77,6 +79,7 @@ def as_json(file: RunFile) -> dict[str, Any]:
             {"workload": table.workload, "rows": [_json_row(row) for row in table.rows]}
             for table in tables(file)
         ],
+        "series": [dataclasses.asdict(one) for one in series.series(file)],
     }
 
 
@@ -179,5 +182,7 @@ def _json_row(row: Row) -> dict[str, Any]:
     }
 
 
-def _nothing(file: RunFile) -> str:
-    return formats.plain(f"Run {file.run.id} holds no record yet.")
+def _joined(file: RunFile, told: list[str], grown: str | None) -> str:
+    if not told:
+        told = [formats.plain(f"Run {file.run.id} holds no record yet.")]
+    return "\n\n".join([*told, *([grown] if grown else [])])

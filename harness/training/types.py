@@ -166,7 +166,7 @@ class Loop:
 
 
 class Unsupported(Exception):
-    """A technique found, while building, that it cannot apply to this model; one line why."""
+    """A technique found, in building or running, that it cannot apply to this model; why."""
 
 
 def _runs_anywhere(case: Case, machine: Mapping[str, Any]) -> str | None:
@@ -183,7 +183,8 @@ class Technique:
 
     Attributes:
         about: one line for `stepbench list`.
-        proof: why the technique was *not* active, from what was observed; None if it was.
+        proof: why the technique was *not* active, from what was observed; None if it was. Raises
+            Unsupported where the model had nothing that it could have acted on.
         unsupported: why this machine cannot run it; decided before anything starts.
         refuses: why this workload cannot be trained as the case says, or what else must be chosen
             with the technique: a mistake where a person named it, `unsupported` inside a product.

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import (
     accumulation,
+    attention,
     checkpointing,
     optimizers,
     parallel,
@@ -16,7 +17,7 @@ from benchmarks import (
     product_full,
 )
 from harness.history.suite import RANKS, Cases, Measured, RankCases, StateCases
-from harness.training.techniques import combine
+from harness.training.techniques import parse
 from harness.training.workloads import canonical
 
 DEFAULT = [
@@ -30,7 +31,12 @@ DEFAULT = [
 
 def cases(classes: list[type[Cases]]) -> set[str]:
     products = [names for one in classes for names in itertools.product(*one.params)]
-    return {str(combine(name for name in names if not RANKS.fullmatch(name))) for names in products}
+    return {
+        str(
+            parse("+".join(name for name in names if not RANKS.fullmatch(name) and "=" not in name))
+        )
+        for names in products
+    }
 
 
 OTHERS = [
@@ -38,6 +44,8 @@ OTHERS = [
     parallel.ParallelWeak,
     parallel.ParallelTwoDevices,
     optimizers.Optimizers,
+    attention.Attention,
+    attention.AttentionLong,
 ]
 
 
@@ -46,7 +54,9 @@ def test_every_parameter_is_a_technique_and_every_workload_exists(benchmark: typ
     assert cases([benchmark])
     assert len(benchmark.params) == len(benchmark.param_names)
     assert {canonical(text) for text in benchmark.workload.values()}
-    assert benchmark.workload.keys() == {"cpu", "cuda"}
+    lengths = [name for names in benchmark.params for name in names if "=" in name]
+    assert all(canonical(f"gpt-1m@{length}").endswith(length) for length in lengths)
+    assert benchmark.workload.keys() <= {"cpu", "cuda"}
 
 
 def test_the_default_sweep_has_fp16_alone_and_in_one_cell() -> None:

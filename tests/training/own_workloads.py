@@ -197,3 +197,17 @@ def called_by_keyword():
 
 def with_dropout():
     return _of_blocks(lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Dropout(0.3)))
+
+
+class DroppedScores(Ragged):
+    """Attention with dropout, which torch's fused kernel for CPUs has not."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer
+        self.blocks = nn.ModuleList(
+            layer(WIDTH, 2, 32, dropout=0.1, batch_first=True) for _ in range(3)
+        )
+
+
+dropout_in_attention = replace(ragged, model=DroppedScores)

@@ -15,6 +15,7 @@ from typing import Any
 
 from harness.core import Case, Combination, StepbenchError
 from harness.training.techniques.accumulation import ACCUMULATION
+from harness.training.techniques.attention import ATTENTION
 from harness.training.techniques.checkpointing import CHECKPOINTING
 from harness.training.techniques.loading import PERSISTENCE, PINNING, PREFETCH, WORKERS
 from harness.training.techniques.normalization import NORMALIZATION
@@ -25,6 +26,7 @@ from harness.training.types import Axis, Plan, Technique, Workload
 
 AXES: tuple[Axis, ...] = (
     NORMALIZATION,
+    ATTENTION,
     CHECKPOINTING,
     OPTIMIZER,
     PARALLEL,
@@ -39,6 +41,7 @@ AXES: tuple[Axis, ...] = (
 # How a combination is spelled, `bf16+accum4+ckpt2+ddp`: not the order in which it is composed.
 SPELLING_ORDER: tuple[Axis, ...] = (
     PRECISION,
+    ATTENTION,
     OPTIMIZER,
     ACCUMULATION,
     CHECKPOINTING,
