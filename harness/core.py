@@ -175,6 +175,7 @@ class Counters(Jsonable):
         elements: parameters' elements that this rank holds.
         trained_elements: those of them that its optimizer was given.
         state_elements: elements of its optimizer's state by type, step counters not counted.
+        compiled_calls: calls into compiled graphs, in a step that was not forced to be eager.
     """
 
     forwards: int
@@ -203,6 +204,7 @@ class Counters(Jsonable):
     elements: int = 0
     trained_elements: int = 0
     state_elements: Mapping[str, int] = field(default_factory=dict)
+    compiled_calls: int = 0
 
     @property
     def counts(self) -> Counters:
@@ -245,6 +247,20 @@ class Memory(Jsonable):
     @property
     def working_bytes(self) -> int:
         return self.steady_step.allocated_bytes - self.parameter_bytes - self.optimizer_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compilation(Jsonable):
+    """What torch.compile did before the timed steps, from empty caches.
+
+    `compile_s`: seconds in the compiler. `graphs`: what it made. `graph_breaks`: where it gave up
+    and began anew. `recompiles`: made again for a frame that it had compiled before.
+    """
+
+    compile_s: float
+    graphs: int
+    graph_breaks: int
+    recompiles: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,6 +315,9 @@ class Measurement(Jsonable):
         host_bytes: host memory of the process and its loader workers after the window, each shared
             page counted once (proportional set size).
         communication: where there is a process group.
+        compilation: where anything was compiled; it is part of the warm-up.
+        unproved: techniques that were seen active in the eager program only, where a compiled one
+            was timed.
         ranks: each rank's own figures, where there are several.
     """
 
@@ -321,6 +340,8 @@ class Measurement(Jsonable):
     epoch_pause_s: float | None = None
     host_bytes: int | None = None
     communication: Communication | None = None
+    compilation: Compilation | None = None
+    unproved: tuple[str, ...] = ()
     ranks: tuple[Rank, ...] = ()
 
 

@@ -19,7 +19,15 @@ from typing import Any
 from asv_runner.benchmarks.track import TrackBenchmark
 
 from harness import stats
-from harness.core import MEASURE_VERSION, Case, Measurement, Outcome, Record, StepbenchError
+from harness.core import (
+    MEASURE_VERSION,
+    Case,
+    Compilation,
+    Measurement,
+    Outcome,
+    Record,
+    StepbenchError,
+)
 from harness.history import COMMIT, REFUSAL, RESULTS, ROUNDS, RUN, TREE
 from harness.machine import device_type
 from harness.measuring import sweep
@@ -38,7 +46,9 @@ class Measured(TrackBenchmark):  # type: ignore[misc]
     that of metrics only.
     """
 
-    name_regex = re.compile(r"measure_(\w+_s|\w+_bytes|flops|operators|collectives)$")
+    name_regex = re.compile(
+        r"measure_(\w+_s|\w+_bytes|flops|operators|collectives|graph_breaks|recompiles)$"
+    )
 
 
 # How a parameter says on how many ranks.
@@ -159,6 +169,30 @@ class Cases:
 
     def _of_each_process(self, figure: Callable[[Measurement], float]) -> list[float]:
         return [figure(one.case) for one in self.record.rounds]
+
+
+class CompileCases(Cases):
+    """The same for compiled cases: what the compiler took, and where it gave up."""
+
+    @metric("seconds", "time")
+    def measure_compile_s(self, *techniques: str) -> dict[str, Any]:
+        """Time in the compiler, from empty caches; no part of a step."""
+        return {"samples": self._compiled(lambda one: one.compile_s), "number": 1}
+
+    @metric("breaks", "track")
+    def measure_graph_breaks(self, *techniques: str) -> float:
+        """Where the compiler gave up and began anew."""
+        return max(self._compiled(lambda one: one.graph_breaks))
+
+    @metric("graphs", "track")
+    def measure_recompiles(self, *techniques: str) -> float:
+        """Graphs made again for a frame that was compiled before."""
+        return max(self._compiled(lambda one: one.recompiles))
+
+    def _compiled(self, figure: Callable[[Compilation], float]) -> list[float]:
+        return self._of_each_process(
+            lambda one: figure(one.compilation) if one.compilation else 0.0
+        )
 
 
 class StateCases(Cases):

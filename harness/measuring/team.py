@@ -21,6 +21,7 @@ from typing import Any
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from harness.core import Case, StepbenchError
+from harness.measuring.caches import cold_caches
 from harness.measuring.launch import Ended, in_child, in_children
 from harness.measuring.ranks import Place
 from harness.measuring.settings import Settings
@@ -60,7 +61,7 @@ def run_ranks(case: Case, settings: Settings, device: str) -> list[Ended]:
     ranks = case.ranks if together else 1
     if under_torchrun():
         return _elastic().lead(case, settings, device, ranks, together)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, cold_caches():
         file = str(Path(folder) / "meeting") if together else None
         places = (Place(rank=r, ranks=ranks, device=r, file=file) for r in range(ranks))
         tasks = [
@@ -150,11 +151,12 @@ class _Elastic:
             "prefix": f"{self.prefix}/group/{at}",
         }
         settings = Settings.from_json(task["settings"])
-        return in_child(
-            measure_case,
-            task["case"],
-            settings,
-            task["device"],
-            place,
-            deadline_s=settings.deadline_s,
-        )
+        with cold_caches():
+            return in_child(
+                measure_case,
+                task["case"],
+                settings,
+                task["device"],
+                place,
+                deadline_s=settings.deadline_s,
+            )

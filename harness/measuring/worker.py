@@ -27,6 +27,7 @@ from harness.core import (
 from harness.measuring.launch import brief_traceback, one_line
 from harness.measuring.probes import counters, memory
 from harness.measuring.probes.communication import watched_step
+from harness.measuring.probes.compilation import compilation, compiled_calls
 from harness.measuring.probes.elements import elements
 from harness.measuring.probes.loading import Boundary, epoch_boundary
 from harness.measuring.probes.parity import Parity
@@ -38,7 +39,7 @@ from harness.measuring.sources import digest_of_harness, digest_of_workload, ver
 from harness.training.build import batch_dependent, build, optimizer_kind
 from harness.training.data import Batches, HostBatch, data_digest
 from harness.training.step import train_step
-from harness.training.techniques import chosen_techniques, imports
+from harness.training.techniques import chosen_techniques, imports, inside_the_model
 from harness.training.types import Loop, Site, Unsupported, Workload
 from harness.training.workloads import of_case
 
@@ -118,7 +119,10 @@ class Subject:
         parity, first_peak = self._parity(probe)
         fastest_s = self._warm_up()
         warmup_steps = self.steps_run
+        compiled = compilation()
         window, disturbances, wrong_window = self._time(settings, fastest_s)
+        if compilation() != compiled:
+            wrong_window = "a timed step was compiled"
         waits_s, host_bytes = tuple(self.waits_s), memory.host_bytes()
         tokens = round(statistics.fmean(self.tokens))
         steady_peak, categories = self._steady_memory(probe)
@@ -148,6 +152,8 @@ class Subject:
             epoch_pause_s=pause_s,
             host_bytes=host_bytes,
             communication=communication,
+            compilation=compiled,
+            unproved=inside_the_model(self.case.combination) if compiled else (),
         )
         proofs = (
             f"{technique.name} was not active: {reason}"
@@ -286,9 +292,16 @@ class Subject:
         """Seconds of the pause between epochs, and what one step did."""
         self.steps_run += 1
         self.boundary = boundary = epoch_boundary(self.workload, self.site)
+        calls = self._compiled_calls()
+
+        def eager_step(loop: Loop) -> None:
+            with torch.compiler.set_stance("force_eager"):
+                train_step(loop, self.first, self.site)
+
         counted = counters.count(
             self.loop,
-            lambda loop: train_step(loop, self.first, self.site),
+            eager_step,
+            compiled_calls=calls,
             loader_processes=boundary.loader_processes,
             workers_survived=boundary.workers_survived,
             batches_ahead=self.batches.most_ahead,
@@ -298,6 +311,12 @@ class Subject:
         )
         shares = self.group.mean(counted.shares)
         return boundary.pause_s, dataclasses.replace(counted, shares=shares)
+
+    def _compiled_calls(self) -> int:
+        if compilation() is None:
+            return 0
+        self.steps_run += 1
+        return compiled_calls(lambda: train_step(self.loop, self.first, self.site))
 
     def _communication(self) -> Communication | None:
         """How much of a step's collectives nothing hid; None where there is no group."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness import stats
-from harness.core import Calibration, Case, Measurement, Outcome, Record, Round, Run
+from harness.core import Calibration, Case, Compilation, Measurement, Outcome, Record, Round, Run
 from harness.stats import Estimate
 from harness.store import RunFile
 
@@ -38,6 +38,8 @@ class Figures:
     epoch_pause_s: float | None
     disturbances: tuple[str, ...]
     ranks: RankFigures | None = None
+    compilation: Compilation | None = None  # of the round that took longest
+    unproved: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +127,8 @@ def _row(record: Record) -> Row:
         loss_difference=stats.loss_difference(record) if record.case.batch_factor == 1 else None,
         disturbances=stats.disturbances(record),
         ranks=_rank_figures([one.case for one in record.rounds]),
+        compilation=_slowest([one.case.compilation for one in record.rounds]),
+        unproved=record.rounds[0].case.unproved,
     )
     return Row(case=record.case, outcome=record.outcome, figures=figures)
 
@@ -187,6 +191,10 @@ def _rank_figures(processes: Sequence[Measurement]) -> RankFigures | None:
             if one.communication
         ),
     )
+
+
+def _slowest(each: Sequence[Compilation | None]) -> Compilation | None:
+    return max(filter(None, each), key=lambda one: one.compile_s, default=None)
 
 
 def _both(one: Round) -> tuple[Measurement, Measurement]:

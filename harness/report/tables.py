@@ -31,6 +31,13 @@ LOADING_COLUMNS: dict[str, Callable[[Figures], str]] = {
     "host MiB": lambda one: formats.mebibytes(one.host_bytes or 0),
     "epoch pause ms": lambda one: formats.milliseconds(one.epoch_pause_s or 0),
 }
+# Shown where anything was compiled.
+COMPILE_COLUMNS: dict[str, Callable[[Figures], str]] = {
+    "compile s": lambda one: f"{one.compilation.compile_s:.1f}" if one.compilation else "",
+    "graphs": lambda one: str(one.compilation.graphs) if one.compilation else "",
+    "breaks": lambda one: str(one.compilation.graph_breaks) if one.compilation else "",
+    "recompiles": lambda one: str(one.compilation.recompiles) if one.compilation else "",
+}
 # A table of their own, where there was a process group.
 RANK_COLUMNS: dict[str, Callable[[RankFigures], str]] = {
     "parameters MiB": lambda one: formats.mebibytes(one.parameter_bytes),
@@ -108,6 +115,8 @@ def grid(table: Table, style: str, clean: Callable[[str], str]) -> tuple[str, li
     """The table in one of tabulate's styles, and the cleaned notes its outcomes refer to."""
     notes: dict[str, int] = {}
     columns = COLUMNS | (LOADING_COLUMNS if _loading_matters(table) else {})
+    if any(row.figures and row.figures.compilation for row in table.rows):
+        columns |= COMPILE_COLUMNS
     cells = [_cells(row, columns, notes, clean) for row in table.rows]
     headers = ["combination", "outcome", *columns]
     sides = ["left" if header in LEFT else "right" for header in headers]
@@ -165,6 +174,11 @@ def _cells(
     outcome = f"{row.outcome.kind} in {phase}" if phase else str(row.outcome.kind)
     if figures and figures.disturbances:
         outcome, note = "ok, disturbed", "disturbed: " + "; ".join(figures.disturbances)
+    if figures and figures.unproved:
+        names = ", ".join(figures.unproved)
+        outcome, told = f"{outcome}, unproved", note
+        note = f"unproved: {names} was seen active in the eager program, not in the compiled one"
+        note = f"{told}; {note}" if told else note
     mark = f" [{notes.setdefault(note, len(notes) + 1)}]" if note else ""
     shown = [show(figures) if figures else "" for show in columns.values()]
     return [clean(row.name), clean(outcome) + mark, *shown]

@@ -216,6 +216,8 @@ class Axis:
     Attributes:
         families: makers of numbered techniques (`accum4`) by their word, from the number.
         examples: the names that stand for the axis where a person names only the axis.
+        inside: whether its techniques act inside the model's forward and backward, which
+            compilation rewrites: what a compiled step does of them is not seen.
     """
 
     name: str
@@ -223,3 +225,4 @@ class Axis:
     examples: tuple[str, ...]
     techniques: tuple[Technique, ...]
     families: Mapping[str, Callable[[int], Technique]] = field(default_factory=dict)
+    inside: bool = False

@@ -10,13 +10,14 @@ from benchmarks import (
     accumulation,
     attention,
     checkpointing,
+    compiling,
     optimizers,
     parallel,
     precision,
     product,
     product_full,
 )
-from harness.history.suite import RANKS, Cases, Measured, RankCases, StateCases
+from harness.history.suite import RANKS, Cases, CompileCases, Measured, RankCases, StateCases
 from harness.training.techniques import parse
 from harness.training.workloads import canonical
 
@@ -45,6 +46,8 @@ OTHERS = [
     parallel.ParallelTwoDevices,
     optimizers.Optimizers,
     attention.Attention,
+    compiling.Compiling,
+    compiling.CompilingComposed,
     attention.AttentionLong,
 ]
 
@@ -77,8 +80,11 @@ def test_versions_change_with_the_workload() -> None:
 
 def test_metrics_are_benchmarks_and_imported_functions_are_not() -> None:
     metrics = [
-        name for one in (Cases, StateCases, RankCases) for name in vars(one) if "measure_" in name
+        name
+        for one in (Cases, CompileCases, StateCases, RankCases)
+        for name in vars(one)
+        if "measure_" in name
     ]
-    assert len(metrics) == 13
+    assert len(metrics) == 16
     assert all(Measured.name_regex.match(name) for name in metrics)
     assert not Measured.name_regex.match("measure_once")

@@ -157,6 +157,8 @@ def test_json_has_base_units_and_null_where_there_is_no_finite_number():
         "epoch_pause_s": None,
         "disturbances": [],
         "ranks": None,
+        "compilation": None,
+        "unproved": [],
     }
     assert fp16["figures"]["loss_difference"] is None
     assert tf32["figures"] is None

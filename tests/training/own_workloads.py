@@ -211,3 +211,31 @@ class DroppedScores(Ragged):
 
 
 dropout_in_attention = replace(ragged, model=DroppedScores)
+
+
+class Breaking(Perceptron):
+    """Reads a number in the middle of its forward, which no graph can hold."""
+
+    def forward(self, features):
+        hidden = self.layers[0](features)
+        if hidden.sum().item() > 1e9:
+            hidden = -hidden
+        return self.layers[1:](hidden)
+
+
+def breaks_its_graph():
+    return replace(plain(), model=Breaking)
+
+
+def of_torchs_own_modules():
+    return replace(plain(), model=lambda: Perceptron().layers)
+
+
+class CompiledInside(Perceptron):
+    def __init__(self):
+        super().__init__()
+        self.compile(backend="aot_eager")
+
+
+def compiled_by_itself():
+    return replace(plain(), model=CompiledInside)

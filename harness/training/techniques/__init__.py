@@ -17,6 +17,7 @@ from harness.core import Case, Combination, StepbenchError
 from harness.training.techniques.accumulation import ACCUMULATION
 from harness.training.techniques.attention import ATTENTION
 from harness.training.techniques.checkpointing import CHECKPOINTING
+from harness.training.techniques.compiling import COMPILE
 from harness.training.techniques.loading import PERSISTENCE, PINNING, PREFETCH, WORKERS
 from harness.training.techniques.normalization import NORMALIZATION
 from harness.training.techniques.optimizers import OPTIMIZER
@@ -28,6 +29,7 @@ AXES: tuple[Axis, ...] = (
     NORMALIZATION,
     ATTENTION,
     CHECKPOINTING,
+    COMPILE,
     OPTIMIZER,
     PARALLEL,
     PRECISION,
@@ -42,6 +44,7 @@ AXES: tuple[Axis, ...] = (
 SPELLING_ORDER: tuple[Axis, ...] = (
     PRECISION,
     ATTENTION,
+    COMPILE,
     OPTIMIZER,
     ACCUMULATION,
     CHECKPOINTING,
@@ -140,6 +143,15 @@ def not_here(technique: Technique, case: Case, machine: Mapping[str, Any]) -> st
         if importlib.util.find_spec(library) is None:
             return f"{library} is not installed: pip install 'stepbench[{library}]'"
     return None
+
+
+def inside_the_model(combination: Combination) -> tuple[str, ...]:
+    """The chosen techniques of axes that act inside the model's forward and backward."""
+    return tuple(
+        combination.techniques[axis.name]
+        for axis in AXES
+        if axis.inside and axis.name in combination.techniques
+    )
 
 
 def imports(combination: Combination) -> tuple[str, ...]:

@@ -101,6 +101,7 @@ def _kernel(
 ATTENTION = Axis(
     name="attention",
     baseline="sdpa-auto",
+    inside=True,
     examples=("sdpa-auto", "sdpa-math", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn"),
     techniques=(
         Technique(
