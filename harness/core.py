@@ -174,6 +174,7 @@ class Counters(Jsonable):
             all-reduce works on, what an all-gather yields, what a reduce-scatter is given.
         elements: parameters' elements that this rank holds.
         trained_elements: those of them that its optimizer was given.
+        frozen_gradients: parameters that are not trained and had a gradient all the same.
         state_elements: elements of its optimizer's state by type, step counters not counted.
         compiled_calls: calls into compiled graphs, in a step that was not forced to be eager.
     """
@@ -203,6 +204,7 @@ class Counters(Jsonable):
     collective_bytes: Mapping[str, int] = field(default_factory=dict)
     elements: int = 0
     trained_elements: int = 0
+    frozen_gradients: int = 0
     state_elements: Mapping[str, int] = field(default_factory=dict)
     compiled_calls: int = 0
 

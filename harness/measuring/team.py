@@ -23,10 +23,11 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore
 from harness.core import Case, StepbenchError
 from harness.measuring.caches import cold_caches
 from harness.measuring.launch import Ended, in_child, in_children
+from harness.measuring.preload import preload
 from harness.measuring.ranks import Place
 from harness.measuring.settings import Settings
 from harness.measuring.worker import measure_case
-from harness.training.techniques import plan_of
+from harness.training.techniques import imports, plan_of
 
 # A launcher's own process has ended by its deadline; its answer then only has to travel.
 TRAVEL_S = 30.0
@@ -57,6 +58,7 @@ def run_ranks(case: Case, settings: Settings, device: str) -> list[Ended]:
     Raises:
         StepbenchError: torchrun started another number of processes than the case has ranks.
     """
+    preload(imports(case.combination))
     together = plan_of(case.combination).distributed
     ranks = case.ranks if together else 1
     if under_torchrun():
@@ -151,6 +153,7 @@ class _Elastic:
             "prefix": f"{self.prefix}/group/{at}",
         }
         settings = Settings.from_json(task["settings"])
+        preload(imports(Case.from_json(task["case"]).combination))
         with cold_caches():
             return in_child(
                 measure_case,

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import (
     accumulation,
+    adapters,
     attention,
     checkpointing,
     compiling,
@@ -45,6 +46,7 @@ OTHERS = [
     parallel.ParallelWeak,
     parallel.ParallelTwoDevices,
     optimizers.Optimizers,
+    adapters.Adapters,
     attention.Attention,
     compiling.Compiling,
     compiling.CompilingComposed,

@@ -10,6 +10,7 @@ from tests.extras import needs
 # What each does is in its own tests; here is that its proof sees nothing be done.
 CHOICES = [
     ("sdpa-math", "aten._scaled_dot_product_flash_attention_for_cpu ran"),
+    pytest.param("lora8", "all 33440 parameters were trained", marks=needs("peft")),
     ("sgd", "the optimizer keeps 66880 elements, not 33440"),
     ("adamw-loop", "the update ran aten._fused_adamw_"),
     ("adamw-foreach", "no operator aten._foreach_addcdiv_"),

@@ -15,6 +15,7 @@ from typing import Any
 
 from harness.core import Case, Combination, StepbenchError
 from harness.training.techniques.accumulation import ACCUMULATION
+from harness.training.techniques.adapters import ADAPTERS
 from harness.training.techniques.attention import ATTENTION
 from harness.training.techniques.checkpointing import CHECKPOINTING
 from harness.training.techniques.compiling import COMPILE
@@ -28,6 +29,7 @@ from harness.training.types import Axis, Plan, Technique, Workload
 AXES: tuple[Axis, ...] = (
     NORMALIZATION,
     ATTENTION,
+    ADAPTERS,
     CHECKPOINTING,
     COMPILE,
     OPTIMIZER,
@@ -45,6 +47,7 @@ SPELLING_ORDER: tuple[Axis, ...] = (
     PRECISION,
     ATTENTION,
     COMPILE,
+    ADAPTERS,
     OPTIMIZER,
     ACCUMULATION,
     CHECKPOINTING,
