@@ -225,7 +225,7 @@ def list_(as_json: bool) -> int:
             "axis": axis.name,
             "technique": technique.name + (" (baseline)" if name == axis.baseline else ""),
             "about": technique.about,
-            "not here because": technique.unsupported(any_case, machine),
+            "not here because": techniques.not_here(technique, any_case, machine),
         }
         for axis in techniques.AXES
         for name in axis.examples

@@ -177,6 +177,11 @@ class Counters(Jsonable):
         collective_calls: collectives of this rank by kind, `{"all_reduce": 2}`.
         collective_bytes: their payload by kind, each the size of the whole tensor: what an
             all-reduce works on, what an all-gather yields, what a reduce-scatter is given.
+        elements: parameters' elements that this rank holds.
+        trained_elements: those of them that its optimizer was given.
+        frozen_gradients: parameters that are not trained and had a gradient all the same.
+        state_elements: elements of its optimizer's state by type, step counters not counted.
+        compiled_calls: calls into compiled graphs, in a step that was not forced to be eager.
     """
 
     forwards: int
@@ -204,6 +209,11 @@ class Counters(Jsonable):
     trained_blocks: int = 0
     collective_calls: Mapping[str, int] = field(default_factory=dict)
     collective_bytes: Mapping[str, int] = field(default_factory=dict)
+    elements: int = 0
+    trained_elements: int = 0
+    frozen_gradients: int = 0
+    state_elements: Mapping[str, int] = field(default_factory=dict)
+    compiled_calls: int = 0
 
     @property
     def counts(self) -> Counters:
@@ -267,6 +277,20 @@ class DeviceState(Jsonable):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Compilation(Jsonable):
+    """What torch.compile did before the timed steps, from empty caches.
+
+    `compile_s`: seconds in the compiler. `graphs`: what it made. `graph_breaks`: where it gave up
+    and began anew. `recompiles`: made again for a frame that it had compiled before.
+    """
+
+    compile_s: float
+    graphs: int
+    graph_breaks: int
+    recompiles: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Communication(Jsonable):
     """Seconds of a step under torch's profiler, one that is never timed otherwise.
 
@@ -323,6 +347,9 @@ class Measurement(Jsonable):
             page counted once (proportional set size).
         parts_s: seconds of each timed step by `StepPart`, adding up to `step_s`; the device's.
         communication: where there is a process group.
+        compilation: where anything was compiled; it is part of the warm-up.
+        unproved: techniques that were seen active in the eager program only, where a compiled one
+            was timed.
         ranks: each rank's own figures, where there are several.
         device: the GPU's state during the window (of several ranks, the slowest's).
         allocation_retries: how often in the window the caching allocator had to give memory back
@@ -349,6 +376,8 @@ class Measurement(Jsonable):
     host_bytes: int | None = None
     parts_s: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     communication: Communication | None = None
+    compilation: Compilation | None = None
+    unproved: tuple[str, ...] = ()
     ranks: tuple[Rank, ...] = ()
     device: DeviceState | None = None
     allocation_retries: int = 0

@@ -121,6 +121,12 @@ def relative_difference(reference: Sequence[float], values: Sequence[float]) -> 
     return largest
 
 
+def exponent(sizes: Sequence[float], amounts: Sequence[float]) -> float:
+    """`b` of the least-squares fit log(amount) = a + b log(size); all values positive."""
+    fitted = statistics.linear_regression(list(map(math.log, sizes)), list(map(math.log, amounts)))
+    return fitted.slope
+
+
 def loss_difference(record: Record) -> float:
     """The largest relative difference of loss or gradient norm from the baseline in any round."""
     return max(parity_difference(one.baseline, one.case) for one in record.rounds)

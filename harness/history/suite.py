@@ -19,7 +19,15 @@ from typing import Any
 from asv_runner.benchmarks.track import TrackBenchmark
 
 from harness import stats
-from harness.core import MEASURE_VERSION, Case, Measurement, Outcome, Record, StepbenchError
+from harness.core import (
+    MEASURE_VERSION,
+    Case,
+    Compilation,
+    Measurement,
+    Outcome,
+    Record,
+    StepbenchError,
+)
 from harness.history import COMMIT, REFUSAL, RESULTS, ROUNDS, RUN, TREE
 from harness.machine import device_type
 from harness.measuring import sweep
@@ -38,7 +46,9 @@ class Measured(TrackBenchmark):  # type: ignore[misc]
     that of metrics only.
     """
 
-    name_regex = re.compile(r"measure_(\w+_s|\w+_bytes|flops|operators|collectives)$")
+    name_regex = re.compile(
+        r"measure_(\w+_s|\w+_bytes|flops|operators|collectives|graph_breaks|recompiles)$"
+    )
 
 
 # How a parameter says on how many ranks.
@@ -60,8 +70,9 @@ def metric(unit: str, kind: str) -> Callable[[Metric], Metric]:
 
 
 class Cases:
-    """A workload under each combination of the class's `params`: names of techniques, and
-    `ranksN` for the number of ranks. `batch_grows`: the global batch grows with the ranks.
+    """A workload under each combination of the class's `params`: names of techniques, `ranksN`
+    for the number of ranks, and parameters of the workload (`seq=128`). `batch_grows`: the global
+    batch grows with the ranks. A device that `workload` does not name is not measured.
 
     Step times are samples, one median a process, so ASV has statistics of them. Counts and bytes
     are plain numbers: they repeat, and as samples ASV would call no change of them significant
@@ -98,7 +109,8 @@ class Cases:
 
     def _measured(self, techniques: tuple[str, ...]) -> Record:
         file = _run_file()
-        names = [name for name in techniques if not RANKS.fullmatch(name)]
+        options = [name for name in techniques if "=" in name]
+        names = [name for name in techniques if name not in options and not RANKS.fullmatch(name)]
         ranks = next((int(name[5:]) for name in techniques if RANKS.fullmatch(name)), 1)
         try:
             combination = parse("+".join(names))
@@ -106,7 +118,12 @@ class Cases:
             raise NotImplementedError(str(error)) from None
         spelled = self.workload
         if not isinstance(spelled, str):
-            spelled = spelled[device_type(file.run.machine)]
+            device = device_type(file.run.machine)
+            if device not in spelled:
+                raise NotImplementedError(f"not measured on {device}: {', '.join(spelled)} only")
+            spelled = spelled[device]
+        if options:
+            spelled = f"{spelled}{',' if '@' in spelled else '@'}{','.join(options)}"
         case = Case(
             workload=spelled,
             combination=combination,
@@ -154,18 +171,32 @@ class Cases:
         return [figure(one.case) for one in stats.judged(self.record)]
 
 
-class RankCases(Cases):
-    """The same for cases of several ranks: also what the worst rank holds, and exchanges."""
+class CompileCases(Cases):
+    """The same for compiled cases: what the compiler took, and where it gave up."""
 
-    @metric("bytes", "memory")
-    def measure_build_peak_bytes(self, *techniques: str) -> float:
-        """Largest memory held by tensors while the model and its optimizer are made."""
-        return max(self._of_each_process(lambda one: one.memory.build.allocated_bytes))
+    @metric("seconds", "time")
+    def measure_compile_s(self, *techniques: str) -> dict[str, Any]:
+        """Time in the compiler, from empty caches; no part of a step."""
+        return {"samples": self._compiled(lambda one: one.compile_s), "number": 1}
 
-    @metric("bytes", "memory")
-    def measure_first_step_peak_bytes(self, *techniques: str) -> float:
-        """Largest memory held by tensors in the first step, in which optimizer state is made."""
-        return max(self._of_each_process(lambda one: one.memory.first_step.allocated_bytes))
+    @metric("breaks", "track")
+    def measure_graph_breaks(self, *techniques: str) -> float:
+        """Where the compiler gave up and began anew."""
+        return max(self._compiled(lambda one: one.graph_breaks))
+
+    @metric("graphs", "track")
+    def measure_recompiles(self, *techniques: str) -> float:
+        """Graphs made again for a frame that was compiled before."""
+        return max(self._compiled(lambda one: one.recompiles))
+
+    def _compiled(self, figure: Callable[[Compilation], float]) -> list[float]:
+        return self._of_each_process(
+            lambda one: figure(one.compilation) if one.compilation else 0.0
+        )
+
+
+class StateCases(Cases):
+    """The same for what changes parameters, gradients or optimizer state: the bytes of each."""
 
     @metric("bytes", "memory")
     def measure_parameter_bytes(self, *techniques: str) -> float:
@@ -181,6 +212,20 @@ class RankCases(Cases):
     def measure_optimizer_bytes(self, *techniques: str) -> float:
         """Optimizer state that a rank holds."""
         return max(self._of_each_process(lambda one: one.memory.optimizer_bytes))
+
+
+class RankCases(StateCases):
+    """The same for cases of several ranks: also what the worst rank holds, and exchanges."""
+
+    @metric("bytes", "memory")
+    def measure_build_peak_bytes(self, *techniques: str) -> float:
+        """Largest memory held by tensors while the model and its optimizer are made."""
+        return max(self._of_each_process(lambda one: one.memory.build.allocated_bytes))
+
+    @metric("bytes", "memory")
+    def measure_first_step_peak_bytes(self, *techniques: str) -> float:
+        """Largest memory held by tensors in the first step, in which optimizer state is made."""
+        return max(self._of_each_process(lambda one: one.memory.first_step.allocated_bytes))
 
     @metric("calls", "track")
     def measure_collectives(self, *techniques: str) -> float:

@@ -142,6 +142,7 @@ def _judged(case: Case, rounds: list[Round], settings: Settings, device: str) ->
     workload = replace(
         of_case(case),
         batch_dependent=bool(rounds[0].case.environment["batch_dependent"]),
+        optimizer_kind=str(rounds[0].case.environment["optimizer"]),
     )
     reference = _reference(case, workload)
     if reference.combination == case.combination != case.baseline.combination:

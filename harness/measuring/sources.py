@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from collections.abc import Iterable
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import harness
@@ -34,6 +36,11 @@ def digest_of_workload(spelling: str) -> str | None:
     """SHA-256 of the file that a workload of the user's own came from; None for one of ours."""
     source = _own_source(spelling)
     return hashlib.sha256(source.read_bytes()).hexdigest()[:16] if source else None
+
+
+def versions(modules: Iterable[str]) -> dict[str, str]:
+    """The version of each library that the modules belong to."""
+    return {name: version(name) for name in (module.partition(".")[0] for module in modules)}
 
 
 def wrong_tree(spelling: str) -> str | None:

@@ -23,13 +23,15 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from harness.core import Case, StepbenchError
 from harness.machine import device_type
+from harness.measuring.caches import cold_caches
 from harness.measuring.launch import Ended, in_children
 from harness.measuring.lock import GPUS, VISIBLE, hold_gpus
+from harness.measuring.preload import preload
 from harness.measuring.probes.device import INTERVAL_S, DeviceSampler
 from harness.measuring.ranks import Place
 from harness.measuring.settings import Settings
 from harness.measuring.worker import measure_case
-from harness.training.techniques import plan_of
+from harness.training.techniques import imports, plan_of
 
 # A launcher's own process has ended by its deadline; its answer then only has to travel.
 TRAVEL_S = 30.0
@@ -112,6 +114,7 @@ def run_ranks(case: Case, settings: Settings, device: str) -> list[Ended]:
 
 def _fork(case: Case, settings: Settings, device: str, places: Sequence[Place]) -> list[Ended]:
     """A fresh process for each place, and the state of its GPU meanwhile beside its answer."""
+    preload(imports(case.combination))
     tasks = [(measure_case, case.to_json(), settings, device, one.to_json()) for one in places]
     samplers = [DeviceSampler(one.device) for one in places] if device == "cuda" else []
 
@@ -119,13 +122,14 @@ def _fork(case: Case, settings: Settings, device: str, places: Sequence[Place]) 
         for sampler in samplers:
             sampler.sample()
 
-    ended = in_children(
-        tasks,
-        deadline_s=settings.deadline_s,
-        bad=lambda told: "outcome" in told,
-        meanwhile=sample,
-        every_s=INTERVAL_S,
-    )
+    with cold_caches():
+        ended = in_children(
+            tasks,
+            deadline_s=settings.deadline_s,
+            bad=lambda told: "outcome" in told,
+            meanwhile=sample,
+            every_s=INTERVAL_S,
+        )
     for sampler, one in zip(samplers, ended, strict=False):
         if one.answer and "window_at" in one.answer:
             began_s, ended_s = one.answer["window_at"]

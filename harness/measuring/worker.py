@@ -29,17 +29,19 @@ from harness.measuring.launch import brief_traceback, one_line
 from harness.measuring.probes import counters, memory
 from harness.measuring.probes.communication import STEPS as WATCHED_STEPS
 from harness.measuring.probes.communication import watched_steps
+from harness.measuring.probes.compilation import compilation, compiled_calls
+from harness.measuring.probes.elements import elements
 from harness.measuring.probes.loading import Boundary, epoch_boundary
 from harness.measuring.probes.parity import Parity
 from harness.measuring.probes.surroundings import HostLoad
 from harness.measuring.probes.timing import Marks, Window, marked, synchronize, time_steps
 from harness.measuring.ranks import Group, Place
 from harness.measuring.settings import Settings
-from harness.measuring.sources import digest_of_harness, digest_of_workload, wrong_tree
-from harness.training.build import batch_dependent, build
+from harness.measuring.sources import digest_of_harness, digest_of_workload, versions, wrong_tree
+from harness.training.build import batch_dependent, build, optimizer_kind
 from harness.training.data import Batches, HostBatch, data_digest
 from harness.training.step import train_step
-from harness.training.techniques import chosen_techniques, plan_of
+from harness.training.techniques import chosen_techniques, imports, inside_the_model, plan_of
 from harness.training.types import Loop, Site, Unsupported, Workload
 from harness.training.workloads import of_case
 
@@ -152,7 +154,10 @@ class Subject:
         parity, first_peak = self._parity(probe)
         fastest_s = self._warm_up()
         warmup_steps = self.steps_run
+        compiled = compilation()
         window, disturbances, wrong_window = self._time(settings, fastest_s)
+        if compilation() != compiled:
+            wrong_window = "a timed step was compiled"
         waits_s, host_bytes = tuple(self.waits_s), memory.host_bytes()
         tokens = round(statistics.fmean(self.tokens))
         steady_peak, categories = self._steady_memory(probe)
@@ -184,6 +189,8 @@ class Subject:
             host_bytes=host_bytes,
             communication=communication,
             allocation_retries=self.allocation_retries,
+            compilation=compiled,
+            unproved=inside_the_model(self.case.combination) if compiled else (),
         )
         proofs = (
             f"{technique.name} was not active: {reason}"
@@ -363,14 +370,22 @@ class Subject:
         """Seconds of the pause between epochs, and what one step did."""
         self.steps_run += 1
         self.boundary = boundary = epoch_boundary(self.workload, self.site)
+        calls = self._compiled_calls()
+
+        def eager_step(loop: Loop) -> None:
+            with torch.compiler.set_stance("force_eager"):
+                train_step(loop, self.first, self.site)
+
         counted = counters.count(
             self.loop,
-            lambda loop: train_step(loop, self.first, self.site),
+            eager_step,
+            compiled_calls=calls,
             loader_processes=boundary.loader_processes,
             workers_survived=boundary.workers_survived,
             batches_ahead=self.batches.most_ahead,
             epoch_batches=self.batches.epoch_batches,
             pinned=any(leaf.is_pinned() for leaf in tree_leaves(self.first)),
+            **elements(self.loop),
         )
         # Each rank sees its shard and its micro-batches only.
         changed = bool(self.group.worst(counted.parameters_changed))
@@ -378,6 +393,12 @@ class Subject:
         return boundary.pause_s, dataclasses.replace(
             counted, shares=shares, parameters_changed=changed
         )
+
+    def _compiled_calls(self) -> int:
+        if compilation() is None:
+            return 0
+        self.steps_run += 1
+        return compiled_calls(lambda: train_step(self.loop, self.first, self.site))
 
     def _communication(self) -> Communication | None:
         """How much of a step's collectives nothing hid; None where there is no group."""
@@ -401,6 +422,8 @@ class Subject:
             "cudnn": torch.backends.cudnn.version() if cuda else None,
             "nccl": _nccl() if cuda else None,
             "batch_dependent": batch_dependent(self.workload, self.loop.model),
+            "optimizer": optimizer_kind(self.workload),
+            **versions(imports(self.case.combination)),
             "threads": torch.get_num_threads(),
             "backend": self.group.backend,
             "hosts": self.group.hosts,

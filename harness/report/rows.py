@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness import stats
-from harness.core import Calibration, Case, Measurement, Outcome, Record, Round, Run
+from harness.core import Calibration, Case, Compilation, Measurement, Outcome, Record, Round, Run
 from harness.report.utilization import peak_flops_per_s, utilization
 from harness.stats import Estimate
 from harness.store import RunFile
@@ -49,6 +49,8 @@ class Figures:
     device: DeviceFigures | None = None
     ranks: RankFigures | None = None
     budget: Mapping[str, float] | None = None
+    compilation: Compilation | None = None  # of the round that took longest
+    unproved: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +165,8 @@ def _row(record: Record, machine: Mapping[str, Any]) -> Row:
         device=_device_figures(processes),
         ranks=_rank_figures(processes),
         budget=_budget(processes),
+        compilation=_slowest([one.case.compilation for one in record.rounds]),
+        unproved=record.rounds[0].case.unproved,
     )
     return Row(case=record.case, outcome=record.outcome, figures=figures)
 
@@ -265,6 +269,10 @@ def _rank_figures(processes: Sequence[Measurement]) -> RankFigures | None:
             if one.communication
         ),
     )
+
+
+def _slowest(each: Sequence[Compilation | None]) -> Compilation | None:
+    return max(filter(None, each), key=lambda one: one.compile_s, default=None)
 
 
 def _both(one: Round) -> tuple[Measurement, Measurement]:

@@ -10,7 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from harness import machine
-from harness.report import formats
+from harness.report import formats, series
 from harness.report.rows import PARTS, DeviceFigures, Figures, RankFigures, Row, Table, tables
 from harness.report.utilization import legend
 from harness.stats import MINIMUM_ROUNDS_FOR_INTERVAL
@@ -31,6 +31,13 @@ LOADING_COLUMNS: dict[str, Callable[[Figures], str]] = {
     "data wait": lambda one: f"{one.data_wait_share or 0:.0%}",
     "host MiB": lambda one: formats.mebibytes(one.host_bytes or 0),
     "epoch pause ms": lambda one: formats.milliseconds(one.epoch_pause_s or 0),
+}
+# Shown where anything was compiled.
+COMPILE_COLUMNS: dict[str, Callable[[Figures], str]] = {
+    "compile s": lambda one: f"{one.compilation.compile_s:.1f}" if one.compilation else "",
+    "graphs": lambda one: str(one.compilation.graphs) if one.compilation else "",
+    "breaks": lambda one: str(one.compilation.graph_breaks) if one.compilation else "",
+    "recompiles": lambda one: str(one.compilation.recompiles) if one.compilation else "",
 }
 # A table of their own, where there was a process group.
 RANK_COLUMNS: dict[str, Callable[[RankFigures], str]] = {
@@ -83,12 +90,14 @@ LEGEND = (
 
 def terminal(file: RunFile) -> str:
     """A run's tables for a terminal; no control character from a record reaches it."""
-    return "\n\n".join(_terminal(table) for table in tables(file)) or _nothing(file)
+    grown = series.grid(file, "simple", formats.plain)
+    return _joined(file, [_terminal(table) for table in tables(file)], grown)
 
 
 def markdown(file: RunFile) -> str:
     """A run's tables in Markdown; nothing in a record acts as markup."""
-    return "\n\n".join(_markdown(table) for table in tables(file)) or _nothing(file)
+    grown = series.grid(file, "pipe", formats.markdown)
+    return _joined(file, [_markdown(table) for table in tables(file)], grown)
 
 
 def as_json(file: RunFile) -> dict[str, Any]:
@@ -99,6 +108,7 @@ def as_json(file: RunFile) -> dict[str, Any]:
             {"workload": table.workload, "rows": [_json_row(row) for row in table.rows]}
             for table in tables(file)
         ],
+        "series": [dataclasses.asdict(one) for one in series.series(file)],
     }
 
 
@@ -129,6 +139,8 @@ def grid(table: Table, style: str, clean: Callable[[str], str]) -> tuple[str, li
     columns = COLUMNS | (LOADING_COLUMNS if _loading_matters(table) else {})
     if legend(table.run.machine):
         columns = columns | MFU_COLUMN
+    if any(row.figures and row.figures.compilation for row in table.rows):
+        columns |= COMPILE_COLUMNS
     cells = [_cells(row, columns, notes, clean) for row in table.rows]
     text = _grid(["combination", "outcome", *columns], cells, style) or ""
     told = [f"[{number}] {clean(note)}" for note, number in notes.items()]
@@ -228,6 +240,10 @@ def _cells(
         rounds = formats.span([figures.set_aside], "round")
         because = "; ".join(figures.set_aside_because)
         told.append(f"{rounds} disturbed, measured again: {because}")
+    if figures and figures.unproved:
+        outcome += ", unproved"
+        names = ", ".join(figures.unproved)
+        told.append(f"unproved: {names} was seen active in the eager program, not in the compiled")
     note = "; ".join(told)
     mark = f" [{notes.setdefault(note, len(notes) + 1)}]" if note else ""
     shown = [show(figures) if figures else "" for show in columns.values()]
@@ -246,5 +262,7 @@ def _json_row(row: Row) -> dict[str, Any]:
     }
 
 
-def _nothing(file: RunFile) -> str:
-    return formats.plain(f"Run {file.run.id} holds no record yet.")
+def _joined(file: RunFile, told: list[str], grown: str | None) -> str:
+    if not told:
+        told = [formats.plain(f"Run {file.run.id} holds no record yet.")]
+    return "\n\n".join([*told, *([grown] if grown else [])])

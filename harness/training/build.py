@@ -26,6 +26,14 @@ def batch_dependent(workload: Workload, model: nn.Module) -> bool:
     )
 
 
+def optimizer_kind(workload: Workload) -> str:
+    """Class name of the workload's own optimizer: its word, or that of one made for nothing."""
+    if workload.optimizer_kind is not None:
+        return workload.optimizer_kind
+    nothing = nn.Parameter(torch.empty(0))
+    return type(workload.optimizer(iter([nothing]))).__name__
+
+
 def build(
     workload: Workload,
     combination: Combination,
@@ -65,7 +73,9 @@ def build(
     make_optimizer = workload.optimizer
     for technique in techniques:
         make_optimizer = technique.optimizer(make_optimizer, site)
-    loop = replace(plain_loop(model, make_optimizer(model.parameters()), site), blocks=blocks)
+    # What is frozen has no gradient: some optimizers would refuse it, or hold state for it.
+    trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    loop = replace(plain_loop(model, make_optimizer(trained), site), blocks=blocks)
     for technique in techniques:
         loop = technique.loop(loop, site)
     return loop, site

@@ -78,6 +78,8 @@ class Workload:
         batch_dependent: whether a sample's output depends on the batch it is in (BatchNorm, or
             dropout, which draws anew): micro-batches then are other mathematics than the whole.
             None: whether the model has such modules; functional dropout cannot be seen.
+        optimizer_kind: class name of what `optimizer` makes: AdamW's other implementations are the
+            same mathematics only beside AdamW. None: found out where one is made.
         seed: of weights, data order and dropout.
         name: canonical spelling, parameters that differ from the default included; filled in for
             a workload of your own.
@@ -95,6 +97,7 @@ class Workload:
     optimizer: MakeOptimizer = _adamw
     collate: Callable[[list[Any]], Any] = default_collate
     batch_dependent: bool | None = None
+    optimizer_kind: str | None = None
     seed: int = 0
     name: str = ""
     data_digest: Callable[[], str] | None = None
@@ -165,7 +168,7 @@ class Loop:
 
 
 class Unsupported(Exception):
-    """A technique found, while building, that it cannot apply to this model; one line why."""
+    """A technique found, in building or running, that it cannot apply to this model; why."""
 
 
 def _runs_anywhere(case: Case, machine: Mapping[str, Any]) -> str | None:
@@ -182,11 +185,14 @@ class Technique:
 
     Attributes:
         about: one line for `stepbench list`.
-        proof: why the technique was *not* active, from what was observed; None if it was.
+        proof: why the technique was *not* active, from what was observed; None if it was. Raises
+            Unsupported where the model had nothing that it could have acted on.
         unsupported: why this machine cannot run it; decided before anything starts.
         refuses: why this workload cannot be trained as the case says, or what else must be chosen
             with the technique: a mistake where a person named it, `unsupported` inside a product.
         also: other names by which people know it; accepted, and spelled by `name`.
+        imports: modules that its hooks import, of libraries that are extras of this one under
+            their own names (`stepbench[peft]`).
         tolerance: largest relative difference of loss and gradient norm from the baseline that is
             still the same mathematics; None: other mathematics, reported without judging.
     """
@@ -194,6 +200,7 @@ class Technique:
     name: str
     about: str
     also: tuple[str, ...] = ()
+    imports: tuple[str, ...] = ()
     proof: Callable[[Counters, Plan], str | None]
     plan: Callable[[Plan], Plan] = lambda plan: plan
     model: Callable[[nn.Module, Site], nn.Module] = lambda model, site: model
@@ -211,6 +218,8 @@ class Axis:
     Attributes:
         families: makers of numbered techniques (`accum4`) by their word, from the number.
         examples: the names that stand for the axis where a person names only the axis.
+        inside: whether its techniques act inside the model's forward and backward, which
+            compilation rewrites: what a compiled step does of them is not seen.
     """
 
     name: str
@@ -218,3 +227,4 @@ class Axis:
     examples: tuple[str, ...]
     techniques: tuple[Technique, ...]
     families: Mapping[str, Callable[[int], Technique]] = field(default_factory=dict)
+    inside: bool = False

@@ -6,9 +6,20 @@ import itertools
 
 import pytest
 
-from benchmarks import accumulation, checkpointing, parallel, precision, product, product_full
-from harness.history.suite import RANKS, Cases, Measured, RankCases
-from harness.training.techniques import combine
+from benchmarks import (
+    accumulation,
+    adapters,
+    attention,
+    checkpointing,
+    compiling,
+    optimizers,
+    parallel,
+    precision,
+    product,
+    product_full,
+)
+from harness.history.suite import RANKS, Cases, CompileCases, Measured, RankCases, StateCases
+from harness.training.techniques import parse
 from harness.training.workloads import canonical
 
 DEFAULT = [
@@ -22,22 +33,35 @@ DEFAULT = [
 
 def cases(classes: list[type[Cases]]) -> set[str]:
     products = [names for one in classes for names in itertools.product(*one.params)]
-    return {str(combine(name for name in names if not RANKS.fullmatch(name))) for names in products}
+    return {
+        str(
+            parse("+".join(name for name in names if not RANKS.fullmatch(name) and "=" not in name))
+        )
+        for names in products
+    }
 
 
-PARALLEL = [
+OTHERS = [
     parallel.Parallel,
     parallel.ParallelWeak,
     parallel.ParallelTwoDevices,
+    optimizers.Optimizers,
+    adapters.Adapters,
+    attention.Attention,
+    compiling.Compiling,
+    compiling.CompilingComposed,
+    attention.AttentionLong,
 ]
 
 
-@pytest.mark.parametrize("benchmark", [*DEFAULT, *PARALLEL, product_full.ProductFull])
+@pytest.mark.parametrize("benchmark", [*DEFAULT, *OTHERS, product_full.ProductFull])
 def test_every_parameter_is_a_technique_and_every_workload_exists(benchmark: type[Cases]) -> None:
     assert cases([benchmark])
     assert len(benchmark.params) == len(benchmark.param_names)
     assert {canonical(text) for text in benchmark.workload.values()}
-    assert benchmark.workload.keys() == {"cpu", "cuda"}
+    lengths = [name for names in benchmark.params for name in names if "=" in name]
+    assert all(canonical(f"gpt-1m@{length}").endswith(length) for length in lengths)
+    assert benchmark.workload.keys() <= {"cpu", "cuda"}
 
 
 def test_the_default_sweep_has_fp16_alone_and_in_one_cell() -> None:
@@ -57,7 +81,12 @@ def test_versions_change_with_the_workload() -> None:
 
 
 def test_metrics_are_benchmarks_and_imported_functions_are_not() -> None:
-    metrics = [name for one in (Cases, RankCases) for name in vars(one) if "measure_" in name]
-    assert len(metrics) == 13
+    metrics = [
+        name
+        for one in (Cases, CompileCases, StateCases, RankCases)
+        for name in vars(one)
+        if "measure_" in name
+    ]
+    assert len(metrics) == 16
     assert all(Measured.name_regex.match(name) for name in metrics)
     assert not Measured.name_regex.match("measure_once")

@@ -95,6 +95,8 @@ def test_rounds_are_balanced(machine):
 )
 def test_every_technique_is_ok_and_active(measured, name):
     record = measured(name, "gpt-1m@seq=8")
+    if "is not installed" in (record.outcome.reason or ""):
+        pytest.skip(record.outcome.reason)
     assert record.outcome.ok, record.outcome
     assert Record.from_json(record.to_json()) == record
 

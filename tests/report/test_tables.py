@@ -162,6 +162,8 @@ def test_json_has_base_units_and_null_where_there_is_no_finite_number():
         "set_aside_because": [],
         "ranks": None,
         "budget": None,
+        "compilation": None,
+        "unproved": [],
     }
     assert fp16["figures"]["loss_difference"] is None
     assert tf32["figures"] is None

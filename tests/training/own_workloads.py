@@ -236,3 +236,45 @@ def two_groups():
 
 def one_tensor():
     return replace(plain(), model=lambda: nn.Linear(WIDTH, CLASSES, bias=False))
+
+
+class DroppedScores(Ragged):
+    """Attention with dropout, which torch's fused kernel for CPUs has not."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer
+        self.blocks = nn.ModuleList(
+            layer(WIDTH, 2, 32, dropout=0.1, batch_first=True) for _ in range(3)
+        )
+
+
+dropout_in_attention = replace(ragged, model=DroppedScores)
+
+
+class Breaking(Perceptron):
+    """Reads a number in the middle of its forward, which no graph can hold."""
+
+    def forward(self, features):
+        hidden = self.layers[0](features)
+        if hidden.sum().item() > 1e9:
+            hidden = -hidden
+        return self.layers[1:](hidden)
+
+
+def breaks_its_graph():
+    return replace(plain(), model=Breaking)
+
+
+def of_torchs_own_modules():
+    return replace(plain(), model=lambda: Perceptron().layers)
+
+
+class CompiledInside(Perceptron):
+    def __init__(self):
+        super().__init__()
+        self.compile(backend="aot_eager")
+
+
+def compiled_by_itself():
+    return replace(plain(), model=CompiledInside)

@@ -60,6 +60,8 @@ def count(loop: Loop, step: Callable[[Loop], None], **loading: Any) -> Counters:
 
     def update() -> None:
         calls["updates"] += 1
+        frozen = (one for one in loop.model.parameters() if not one.requires_grad)
+        calls["frozen_gradients"] += sum(one.grad is not None for one in frozen)
         loop.update()
 
     before, scale = _checksums(loop.model), loop.loss_scale()
@@ -71,6 +73,7 @@ def count(loop: Loop, step: Callable[[Loop], None], **loading: Any) -> Counters:
     return Counters(
         forwards=calls["forwards"],
         updates=calls["updates"],
+        frozen_gradients=calls["frozen_gradients"],
         shares=sum(shares),
         parameters_changed=_checksums(loop.model) != before or loop.loss_scale() < scale,
         flops=operators.flops,

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from harness.core import Peak
 from harness.training.types import Loop
@@ -100,9 +101,19 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
+    """The tensors with storages of their own that a tensor is made of: codes and scales."""
+    held: Any = local(tensor)
+    if not is_traceable_wrapper_subclass(held):
+        yield held
+        return
+    for name in held.__tensor_flatten__()[0]:
+        yield from plain_tensors(getattr(held, name))
+
+
 def distinct_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of the storages behind tensors, each counted once: tied weights count once."""
-    held = (local(tensor).untyped_storage() for tensor in tensors)
+    held = (part.untyped_storage() for tensor in tensors for part in plain_tensors(tensor))
     storages = {storage._cdata: storage for storage in held}
     return sum(storage.nbytes() for storage in storages.values())
 
@@ -113,15 +124,26 @@ def categories(loop: Loop) -> dict[str, int]:
     To be called between backward and update.
     """
     parameters = list(loop.model.parameters())
-    optimizer = loop.optimizer
-    if isinstance(optimizer, ZeroRedundancyOptimizer):  # its shard is an optimizer of its own
-        optimizer = optimizer.optim
-    state = (value for one in optimizer.state.values() for value in one.values())
     return {
         "parameter_bytes": distinct_bytes(parameters),
         "gradient_bytes": distinct_bytes(p.grad for p in parameters if p.grad is not None),
-        "optimizer_bytes": distinct_bytes(value for value in state if isinstance(value, Tensor)),
+        "optimizer_bytes": distinct_bytes(tensor for _, tensor in optimizer_state(loop)),
     }
+
+
+def own_optimizer(loop: Loop) -> torch.optim.Optimizer:
+    """What updates this rank's part of the parameters."""
+    if isinstance(loop.optimizer, ZeroRedundancyOptimizer):  # its shard is an optimizer of its own
+        return loop.optimizer.optim  # type: ignore[no-any-return]
+    return loop.optimizer
+
+
+def optimizer_state(loop: Loop) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of this rank's optimizer state, each with its name (`exp_avg`)."""
+    for one in own_optimizer(loop).state.values():
+        for name, value in one.items():
+            if isinstance(value, Tensor):
+                yield name, value
 
 
 def host_bytes() -> int:

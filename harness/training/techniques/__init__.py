@@ -8,22 +8,31 @@ touches none of them and comes last.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from harness.core import Case, Combination, StepbenchError
 from harness.training.techniques.accumulation import ACCUMULATION
+from harness.training.techniques.adapters import ADAPTERS
+from harness.training.techniques.attention import ATTENTION
 from harness.training.techniques.checkpointing import CHECKPOINTING
+from harness.training.techniques.compiling import COMPILE
 from harness.training.techniques.loading import PERSISTENCE, PINNING, PREFETCH, WORKERS
 from harness.training.techniques.normalization import NORMALIZATION
+from harness.training.techniques.optimizers import OPTIMIZER
 from harness.training.techniques.parallel import PARALLEL
 from harness.training.techniques.precision import PRECISION
 from harness.training.types import Axis, Plan, Technique, Workload
 
 AXES: tuple[Axis, ...] = (
     NORMALIZATION,
+    ATTENTION,
+    ADAPTERS,
     CHECKPOINTING,
+    COMPILE,
+    OPTIMIZER,
     PARALLEL,
     PRECISION,
     ACCUMULATION,
@@ -36,6 +45,10 @@ AXES: tuple[Axis, ...] = (
 # How a combination is spelled, `bf16+accum4+ckpt2+ddp`: not the order in which it is composed.
 SPELLING_ORDER: tuple[Axis, ...] = (
     PRECISION,
+    ATTENTION,
+    COMPILE,
+    ADAPTERS,
+    OPTIMIZER,
     ACCUMULATION,
     CHECKPOINTING,
     PARALLEL,
@@ -119,9 +132,36 @@ def plan_of(combination: Combination) -> Plan:
 def unsupported(case: Case, machine: Mapping[str, Any]) -> str | None:
     """Why this machine cannot run the case, or None; nothing has started yet."""
     reasons = (
-        technique.unsupported(case, machine) for technique in chosen_techniques(case.combination)
+        not_here(technique, case, machine) for technique in chosen_techniques(case.combination)
     )
     return next(filter(None, reasons), None)
+
+
+def not_here(technique: Technique, case: Case, machine: Mapping[str, Any]) -> str | None:
+    """Why this machine cannot run the technique: its hardware, or a library that is missing."""
+    if reason := technique.unsupported(case, machine):
+        return reason
+    for module in technique.imports:
+        library = module.partition(".")[0]
+        if importlib.util.find_spec(library) is None:
+            return f"{library} is not installed: pip install 'stepbench[{library}]'"
+    return None
+
+
+def inside_the_model(combination: Combination) -> tuple[str, ...]:
+    """The chosen techniques of axes that act inside the model's forward and backward."""
+    return tuple(
+        combination.techniques[axis.name]
+        for axis in AXES
+        if axis.inside and axis.name in combination.techniques
+    )
+
+
+def imports(combination: Combination) -> tuple[str, ...]:
+    """Modules of optional libraries that the combination's techniques import."""
+    return tuple(
+        module for technique in chosen_techniques(combination) for module in technique.imports
+    )
 
 
 def refused(workload: Workload, case: Case) -> str | None:

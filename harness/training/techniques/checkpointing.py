@@ -129,6 +129,7 @@ def _keep_products(context: Any, operator: Any, *arguments: Any, **named: Any) -
 CHECKPOINTING = Axis(
     name="checkpointing",
     baseline="ckpt0",
+    inside=True,
     examples=("ckpt0", "ckpt1", "ckpt2", "ckpt3", "ckpt-sqrt", "ckpt-selective"),
     techniques=(
         every(0),

@@ -44,6 +44,7 @@ def _proof(synchronized: bool) -> Any:
 NORMALIZATION = Axis(
     name="normalization",
     baseline="local-batchnorm",
+    inside=True,
     examples=("local-batchnorm", "sync-batchnorm"),
     techniques=(
         Technique(

@@ -74,6 +74,7 @@ def _needs_bf16(case: Case, machine: Mapping[str, Any]) -> str | None:
 PRECISION = Axis(
     name="precision",
     baseline="fp32",
+    inside=True,
     examples=("fp32", "tf32", "fp16", "bf16"),
     techniques=(
         Technique(

@@ -1,0 +1,42 @@
+"""What torch.compile did in this process, and whether a step ran what it made.
+
+Counted by dynamo itself; that compiled graphs ran is seen in a step under torch's profiler, which,
+unlike a dispatch mode, leaves compilation on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch._dynamo.utils as dynamo
+from torch.profiler import ProfilerActivity, profile
+
+from harness.core import Compilation
+
+# How the profiler names a call into a graph that dynamo has compiled.
+COMPILED_CALL = "Torch-Compiled Region"
+
+
+def compilation() -> Compilation | None:
+    """What was compiled so far; None if nothing was."""
+    graphs = dynamo.counters["stats"]["unique_graphs"]
+    if not graphs:
+        return None
+    again = {
+        str(one.compile_id)
+        for one in dynamo.get_compilation_metrics()
+        if not str(one.compile_id).endswith("/0")
+    }
+    return Compilation(
+        compile_s=dynamo.calculate_time_spent().get("total_wall_time", 0.0),
+        graphs=graphs,
+        graph_breaks=sum(dynamo.counters["graph_break"].values()),
+        recompiles=len(again),
+    )
+
+
+def compiled_calls(step: Callable[[], None]) -> int:
+    """Run a step under the profiler; how often it called a compiled graph."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        step()
+    return sum(event.name.startswith(COMPILED_CALL) for event in profiled.events() or ())

@@ -1,0 +1,141 @@
+"""torch.compile of the model: which program runs, never what it computes.
+
+In place, so that blocks stay where the workload finds them. What is sharded by block is compiled by
+block, inside the shards: gathering parameters cannot be traced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.core import Case, Counters
+from harness.machine import device_type
+from harness.training.types import Axis, Loop, Plan, Site, Technique, Workload
+
+BACKEND = "inductor"
+# Fused kernels round in other places and add up in another order.
+TOLERANCE = 1e-3
+
+
+def _compiled(mode: str | None) -> Callable[[nn.Module, Site], nn.Module]:
+    def edit(model: nn.Module, site: Site) -> nn.Module:
+        blocks = site.workload.blocks(model) if site.plan.shards else []
+        for part in blocks or [model]:
+            _traceable(part)
+            part.compile(backend=BACKEND, mode=mode)
+        return model
+
+    return edit
+
+
+def _traceable(module: nn.Module) -> None:
+    """Give a module of torch's own, `nn.Sequential`, a forward in this file.
+
+    Dynamo traces into torch's files and never begins in one: `compile()` would do nothing.
+    """
+    kind = type(module)
+    if kind.forward.__module__.startswith("torch."):
+
+        def forward(self: nn.Module, *arguments: Any, **named: Any) -> Any:
+            return kind.forward(self, *arguments, **named)
+
+        module.__class__ = type(f"Compiled{kind.__name__}", (kind,), {"forward": forward})
+
+
+def _each_replays(loop: Loop, site: Site) -> Loop:
+    """Tell CUDA graphs where a micro-batch begins: what the last one left may be overwritten."""
+
+    @contextmanager
+    def around(last: bool) -> Iterator[None]:
+        torch.compiler.cudagraph_mark_step_begin()
+        yield
+
+    return replace(loop, around=(*loop.around, around))
+
+
+def _proof_eager(counters: Counters, plan: Plan) -> str | None:
+    if counters.compiled_calls == 0:
+        return None
+    return (
+        f"{counters.compiled_calls} compiled graphs ran in a step: the workload compiles its own "
+        "model; hand over the plain one and choose compile"
+    )
+
+
+def _proof_compiled(counters: Counters, plan: Plan) -> str | None:
+    if counters.compiled_calls < plan.micro_batches:
+        return (
+            f"{counters.compiled_calls} compiled graphs ran in a step of {plan.micro_batches} "
+            "micro-batches"
+        )
+    return None
+
+
+def _refuses_threads(workload: Workload, case: Case) -> str | None:
+    if case.combination.techniques.get("parallel") != "dataparallel":
+        return None
+    return "a compiled model belongs to one device, dataparallel copies it: choose ddp"
+
+
+# https://github.com/pytorch/pytorch/issues/169545
+def _graphs_and_accumulation(name: str, case: Case) -> str | None:
+    if "accumulation" not in case.combination.techniques:
+        return None
+    return (
+        f"{name} with accumulation: CUDA graphs overwrite the gradients that the micro-batch "
+        "before has left; choose compile"
+    )
+
+
+def _replays(case: Case, machine: Mapping[str, Any]) -> str | None:
+    if device_type(machine) == "cpu":
+        return "compile-overhead replays CUDA graphs: a CPU has none"
+    return _graphs_and_accumulation("compile-overhead", case)
+
+
+def _tunes(case: Case, machine: Mapping[str, Any]) -> str | None:
+    if device_type(machine) == "cpu":
+        return None
+    return _graphs_and_accumulation("compile-max", case)
+
+
+def _compile(name: str, about: str, mode: str | None, **options: Any) -> Technique:
+    return Technique(
+        name=name,
+        about=about,
+        model=_compiled(mode),
+        loop=_each_replays if mode else lambda loop, site: loop,
+        proof=_proof_compiled,
+        refuses=_refuses_threads,
+        tolerance=lambda workload: TOLERANCE,
+        **options,
+    )
+
+
+COMPILE = Axis(
+    name="compile",
+    baseline="eager",
+    examples=("eager", "compile", "compile-overhead", "compile-max"),
+    techniques=(
+        Technique(name="eager", about="operator by operator", proof=_proof_eager),
+        _compile("compile", "torch.compile, fused kernels", None),
+        _compile(
+            "compile-overhead",
+            "torch.compile that replays CUDA graphs (reduce-overhead)",
+            "reduce-overhead",
+            unsupported=_replays,
+        ),
+        _compile(
+            "compile-max",
+            "torch.compile that times kernels and takes the fastest (max-autotune)",
+            "max-autotune",
+            unsupported=_tunes,
+        ),
+    ),
+)

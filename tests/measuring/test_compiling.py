@@ -1,0 +1,128 @@
+"""torch.compile: what is counted of it, what is proved, and what was only seen eagerly.
+
+The compiler proper takes 20 s a case; dynamo with torch's backend that compiles nothing shows the
+same of the harness. One case is compiled for real.
+"""
+
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from harness.core import Case
+from harness.measuring.caches import cold_caches
+from harness.measuring.measure import measure
+from harness.measuring.settings import Settings
+from harness.training.techniques import compiling, parse, refused, unsupported
+from harness.training.workloads import load
+
+GPU = {"gpus": [{"name": "H100", "capability": "9.0", "bf16": True}]}
+
+
+@pytest.fixture
+def quickly(monkeypatch):
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
+
+
+def ok(record):
+    assert record.outcome.ok, (record.outcome, record.outcome.traceback)
+    return record.rounds[0].case
+
+
+def test_a_whole_model_is_one_graph(measured, quickly):
+    one = ok(measured("compile"))
+    assert one.counters.compiled_calls == 1
+    assert one.compilation.graphs == 1
+    assert (one.compilation.graph_breaks, one.compilation.recompiles) == (0, 0)
+    assert one.compilation.compile_s > 0
+    assert one.unproved == ()
+
+
+def test_counts_are_of_the_eager_program(measured, quickly):
+    eager, compiled = ok(measured("baseline")), ok(measured("compile"))
+    assert eager.compilation is None
+    assert compiled.counters.operators == eager.counters.operators
+    assert compiled.counters.flops == eager.counters.flops
+
+
+def test_what_acts_inside_a_compiled_model_is_unproved(measured, quickly):
+    assert ok(measured("bf16+compile+accum2+ckpt1")).unproved == ("ckpt1", "bf16")
+
+
+@pytest.mark.parametrize("name", ["compile+ckpt-selective", "compile+adamw-foreach", "compile+ddp"])
+def test_it_composes(measured, quickly, name):
+    ok(measured(name))
+
+
+def test_shards_are_compiled_by_block(machine, quickly):
+    case = Case(workload="gpt-tiny", combination=parse("compile+fsdp2"), ranks=2)
+    one = ok(measure(case, Settings(rounds=1, max_steps=3, min_steps=3), machine))
+    assert one.counters.compiled_calls >= one.counters.blocks == 2
+
+
+def test_a_model_of_torchs_own_modules_is_compiled_too(measured, quickly):
+    ok(measured("compile", "tests.training.own_workloads:of_torchs_own_modules"))
+
+
+def test_a_graph_break_is_counted(measured, quickly):
+    one = ok(measured("compile", "tests.training.own_workloads:breaks_its_graph"))
+    assert one.compilation.graph_breaks >= 1
+    assert one.compilation.graphs >= 2
+
+
+def test_a_model_that_is_not_compiled_underneath(measured, monkeypatch):
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: None)
+    record = measured("compile")
+    assert record.outcome.kind == "invalid"
+    assert "compile was not active: 0 compiled graphs ran in a step" in record.outcome.reason
+
+
+def test_a_workload_that_compiles_itself_is_no_baseline(measured):
+    record = measured("baseline", "tests.training.own_workloads:compiled_by_itself")
+    assert record.outcome.kind == "invalid"
+    assert "compiles its own model; hand over the plain one" in record.outcome.reason
+
+
+def test_a_compilation_in_the_window_is_no_step(measured, quickly, monkeypatch):
+    from harness.measuring import worker
+
+    real = worker.Subject._time
+
+    def forgetful(self, *arguments):
+        torch._dynamo.reset()
+        return real(self, *arguments)
+
+    monkeypatch.setattr(worker.Subject, "_time", forgetful)
+    record = measured("compile")
+    assert record.outcome.kind == "invalid"
+    assert record.outcome.reason == "a timed step was compiled"
+
+
+def test_what_cuda_graphs_need():
+    def reason(name, machine):
+        return unsupported(Case(workload="gpt-tiny", combination=parse(name)), machine)
+
+    assert "a CPU has none" in reason("compile-overhead", {"gpus": []})
+    assert reason("compile-overhead", GPU) is None
+    assert "overwrite the gradients" in reason("compile-overhead+accum2", GPU)
+    assert "choose compile" in reason("compile-max+accum2", GPU)
+    assert reason("compile-max+accum2", {"gpus": []}) is None
+    case = Case(workload="gpt-tiny", combination=parse("compile+dataparallel"), ranks=2)
+    assert "choose ddp" in refused(load("gpt-tiny"), case)
+
+
+def test_caches_are_empty_folders_of_their_own():
+    before = dict(os.environ)
+    with cold_caches():
+        folders = {os.environ[name] for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
+        assert len(folders) == 2
+        assert not any(os.path.exists(folder) for folder in folders)
+    assert dict(os.environ) == before
+
+
+def test_for_real(machine):
+    """g++ included: the fused step has the eager one's loss."""
+    case = Case(workload="gpt-tiny", combination=parse("compile"))
+    one = ok(measure(case, Settings(rounds=1, max_steps=3, min_steps=3), machine))
+    assert one.compilation.compile_s > 0.5

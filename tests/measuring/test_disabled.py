@@ -1,0 +1,46 @@
+"""Every technique, its hooks taken away underneath while its plan and name stay: `invalid`."""
+
+from dataclasses import replace
+
+import pytest
+
+from harness.training import build as build_module
+from tests.extras import needs
+
+# What each does is in its own tests; here is that its proof sees nothing be done.
+CHOICES = [
+    ("sdpa-math", "aten._scaled_dot_product_flash_attention_for_cpu ran"),
+    pytest.param("lora8", "all 33440 parameters were trained", marks=needs("peft")),
+    ("sgd", "the optimizer keeps 66880 elements, not 33440"),
+    ("adamw-loop", "the update ran aten._fused_adamw_"),
+    ("adamw-foreach", "no operator aten._foreach_addcdiv_"),
+    ("adafactor", "its second moment is not factored"),
+    pytest.param("adam8bit", "state is float32, not 8-bit", marks=needs("torchao")),
+    pytest.param(
+        "adam8bit-bitsandbytes", "state is float32, not 8-bit", marks=needs("bitsandbytes")
+    ),
+]
+
+
+@pytest.fixture
+def without_hooks(monkeypatch):
+    real = build_module.chosen_techniques
+
+    def stripped(combination):
+        chosen = set(combination.techniques.values())
+        nothing = {
+            "model": lambda model, site: model,
+            "optimizer": lambda make, site: make,
+            "loop": lambda loop, site: loop,
+        }
+        return [replace(one, **nothing) if one.name in chosen else one for one in real(combination)]
+
+    monkeypatch.setattr(build_module, "chosen_techniques", stripped)
+
+
+@pytest.mark.parametrize(("name", "told"), CHOICES)
+def test_a_technique_that_does_nothing(measured, without_hooks, name, told):
+    record = measured(name)
+    assert record.outcome.kind == "invalid", record.outcome
+    assert record.outcome.reason.startswith(f"{name} was not active: ")
+    assert told in record.outcome.reason
