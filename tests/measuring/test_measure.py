@@ -10,7 +10,9 @@ from harness.core import Case, Record
 from harness.measuring.measure import measure
 from harness.measuring.settings import Settings
 from harness.training import build as build_module
-from harness.training.techniques import AXES, parse
+from harness.training.techniques import AXES, parse, refused, unsupported
+from harness.training.workloads import load
+from tests.synthetic import MACHINE
 
 # gpt-tiny: 2 layers, width 32, vocabulary 256, sequences of 16, batch 8; tied embeddings.
 LAYERS, WIDTH, VOCABULARY, SEQ, BATCH = 2, 32, 256, 16, 8
@@ -79,15 +81,20 @@ def test_rounds_are_balanced(machine):
     ]  # fmt: skip
 
 
+def runs_alone(name):
+    """Whether a CPU runs it with nothing else chosen; the others and compiling have own tests."""
+    case = Case(workload="gpt-1m@seq=8", combination=parse(name))
+    return not (
+        name.startswith("compile")
+        or unsupported(case, MACHINE)
+        or refused(load(case.workload), case)
+    )
+
+
 @pytest.mark.parametrize(
     "name",
     [
-        *sorted(
-            {name for axis in AXES for name in axis.examples}
-            # Not on a CPU, or not alone: each has a test of its own.
-            - {"tf32", "pinned", "persistent", "prefetch1", "prefetch4", "prefetch8"}
-            - {"dataparallel", "fsdp2-offload", "sync-batchnorm"}
-        ),
+        *sorted({name for axis in AXES for name in axis.examples if runs_alone(name)}),
         "bf16+accum4+ckpt2",
         "fp16+accum2+ckpt-sqrt",
         "accum8+ckpt-selective",
