@@ -180,6 +180,11 @@ class Counters(Jsonable):
         elements: parameters' elements that this rank holds.
         trained_elements: those of them that its optimizer was given.
         frozen_gradients: parameters that are not trained and had a gradient all the same.
+        host_state_elements: elements of its optimizer's state in host memory, parameters elsewhere.
+        saved_host_bytes: bytes saved for backward in host memory by products that ran elsewhere.
+        applied_norm: norm of the gradients that the optimizer was given; None if the scaler skipped
+            the step.
+        learning_rates: those of the first applied updates, of the first parameter group.
         state_elements: elements of its optimizer's state by type, step counters not counted.
         compiled_calls: calls into compiled graphs, in a step that was not forced to be eager.
     """
@@ -212,13 +217,19 @@ class Counters(Jsonable):
     elements: int = 0
     trained_elements: int = 0
     frozen_gradients: int = 0
+    host_state_elements: int = 0
+    saved_host_bytes: int = 0
+    applied_norm: float | None = None
+    learning_rates: tuple[float, ...] = ()
     state_elements: Mapping[str, int] = field(default_factory=dict)
     compiled_calls: int = 0
 
     @property
     def counts(self) -> Counters:
         """What must repeat exactly: all but the figures that depend on the weights' values."""
-        return dataclasses.replace(self, matmul_error=None, loss_scale=0.0, shares=1.0)
+        return dataclasses.replace(
+            self, matmul_error=None, loss_scale=0.0, shares=1.0, applied_norm=None
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -162,6 +162,7 @@ class Subject:
         tokens = round(statistics.fmean(self.tokens))
         steady_peak, categories = self._steady_memory(probe)
         pause_s, counted = self._count()
+        counted = dataclasses.replace(counted, learning_rates=tuple(parity.learning_rates))
         communication = self._communication()
         self.group.worst(0.0)  # none leaves while another still needs it
         measurement = Measurement(

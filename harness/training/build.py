@@ -68,8 +68,11 @@ def build(
         torch.manual_seed(workload.seed + rank)
     if not site.plan.shards:
         model.to(device)
+    whole = model
     for technique in techniques:
         model = technique.model(model, site)
+        if model is whole:  # a block may be a layer that was replaced
+            blocks = workload.blocks(model)
     make_optimizer = workload.optimizer
     for technique in techniques:
         make_optimizer = technique.optimizer(make_optimizer, site)

@@ -278,3 +278,14 @@ class CompiledInside(Perceptron):
 
 def compiled_by_itself():
     return replace(plain(), model=CompiledInside)
+
+
+def narrow():
+    return _of_blocks(lambda: nn.Sequential(nn.Linear(WIDTH, 12), nn.Linear(12, WIDTH)))
+
+
+def steep(factor=100.0):
+    """A loss so large, or so small, that its gradients leave float16's range or a norm of 1."""
+    return replace(
+        plain(), loss=lambda output, target: factor * functional.cross_entropy(output, target)
+    )

@@ -69,8 +69,9 @@ def test_names_are_unique_and_every_axis_is_spelled():
 def test_a_combination_has_one_technique_on_every_axis():
     names = [technique.name for technique in chosen_techniques(parse("bf16+accum4"))]
     assert names == [
-        "local-batchnorm", "sdpa-auto", "full-training", "ckpt0", "eager", "own-optimizer",
-        "single", "bf16", "accum4", "workers0", "pageable", "prefetch2", "respawn",
+        "local-batchnorm", "sdpa-auto", "full-training", "unquantized", "ckpt0", "eager",
+        "own-optimizer", "on-device", "single", "bf16", "unclipped", "constant-rate", "accum4",
+        "workers0", "pageable", "prefetch2", "respawn",
     ]  # fmt: skip
 
 

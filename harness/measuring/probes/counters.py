@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import wraps
 from typing import Any
 from unittest.mock import patch
 
@@ -19,11 +20,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from harness.core import Counters
-from harness.measuring.probes.memory import local
+from harness.measuring.probes.memory import local, plain_tensors
+from harness.measuring.probes.parity import whole_norm
 from harness.training.products import flops, is_product
 from harness.training.types import Batch, Loop
 
@@ -66,6 +68,7 @@ def count(loop: Loop, step: Callable[[Loop], None], **loading: Any) -> Counters:
 
     before, scale = _checksums(loop.model), loop.loss_scale()
     with ExitStack() as stack:
+        applied = stack.enter_context(_applied_norms(loop))
         recomputed = stack.enter_context(_recomputed(loop.blocks))
         stack.enter_context(_backward_roots(lambda root: scales.append(_over(root, losses[-1]))))
         stack.enter_context(operators)
@@ -81,6 +84,8 @@ def count(loop: Loop, step: Callable[[Loop], None], **loading: Any) -> Counters:
         matmul_error=operators.matmul_error(),
         operators=dict(sorted(operators.names.items())),
         saved_bytes=operators.saved_bytes,
+        saved_host_bytes=operators.saved_host_bytes,
+        applied_norm=next(iter(applied), None),
         blocks=len(loop.blocks),
         recomputed_blocks=tuple(recomputed),
         recomputed_products=operators.recomputed_products,
@@ -117,7 +122,8 @@ class _Operators(TorchDispatchMode):
         self._errors: dict[str, float] = {}
         self.recomputed_products = 0
         self.saved_bytes = 0
-        self._made: dict[int, tuple[StorageWeakRef, int]] | None = None
+        self.saved_host_bytes = 0
+        self._made: dict[int, tuple[StorageWeakRef, int, str]] | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -140,7 +146,11 @@ class _Operators(TorchDispatchMode):
             if isinstance(leaf, Tensor):
                 storage = leaf.untyped_storage()
                 if storage._cdata not in foreign:
-                    made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+                    made[storage._cdata] = (
+                        StorageWeakRef(storage),
+                        storage.nbytes(),
+                        storage.device.type,
+                    )
 
     def _collective(self, func: Any, touched: Any) -> None:
         name = func._overloadpacket.__name__.lstrip("_")
@@ -164,15 +174,21 @@ class _Operators(TorchDispatchMode):
         factors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
         self.flops += amount
         self.devices.add(factors[0].device)
-        self.matmul_flops[str(factors[0].dtype).removeprefix("torch.")] += amount
+        # A tensor that is made of others has the type that it stands for: 8-bit codes, float32.
+        kind = next(plain_tensors(factors[0])).dtype
+        self.matmul_flops[str(kind).removeprefix("torch.")] += amount
         self.recomputed_products += recomputing()
-        if factors[0].dtype == torch.float32 and func in _EXACT and str(func) not in self._errors:
+        if kind == torch.float32 and func in _EXACT and str(func) not in self._errors:
             error = _EXACT[func](args, result)
             if not math.isnan(error):  # a product of zeros tells nothing
                 self._errors[str(func)] = error
 
     def matmul_error(self) -> float | None:
         return max(self._errors.values(), default=None)
+
+    @property
+    def _on_a_device(self) -> bool:
+        return any(device.type != "cpu" for device in self.devices)
 
     @contextmanager
     def held_for_backward(self, model: nn.Module) -> Iterator[None]:
@@ -185,8 +201,12 @@ class _Operators(TorchDispatchMode):
             yield
             for parameter in model.parameters():
                 self._made.pop(local(parameter).untyped_storage()._cdata, None)
-            alive = (size for reference, size in self._made.values() if not reference.expired())
-            self.saved_bytes = max(self.saved_bytes, sum(alive))
+            alive: Counter[str] = Counter()
+            for reference, size, device in self._made.values():
+                alive[device] += 0 if reference.expired() else size
+            elsewhere = alive.pop("cpu", 0) if self._on_a_device else 0
+            self.saved_bytes = max(self.saved_bytes, alive.total())
+            self.saved_host_bytes = max(self.saved_host_bytes, elsewhere)
         finally:
             self._made = None
 
@@ -234,6 +254,22 @@ def _backward_roots(seen: Callable[[Tensor], None]) -> Iterator[None]:
 
     with patch.object(torch.autograd, "backward", watched):
         yield
+
+
+@contextmanager
+def _applied_norms(loop: Loop) -> Iterator[list[float]]:
+    """Collect the norm of the gradients that each update is given, clipped ones clipped."""
+    norms: list[float] = []
+    step = loop.optimizer.step
+
+    @wraps(step)
+    def watched(*arguments: Any, **named: Any) -> Any:
+        with _disable_current_modes():
+            norms.append(float(whole_norm(loop.model)))
+        return step(*arguments, **named)
+
+    with patch.object(loop.optimizer, "step", watched):
+        yield norms
 
 
 def _over(root: Tensor, loss: Tensor) -> float:

@@ -17,13 +17,17 @@ from harness.training.types import Loop
 def elements(loop: Loop) -> dict[str, Any]:
     """The fields of Counters about this rank's parameters and its optimizer's state."""
     groups = own_optimizer(loop).param_groups
+    home = next(loop.model.parameters()).device.type
     kept: Counter[str] = Counter()
+    on_host = 0
     for name, tensor in optimizer_state(loop):
         if name != "step":
             for part in plain_tensors(tensor):
                 kept[str(part.dtype).removeprefix("torch.")] += part.numel()
+                on_host += part.numel() if part.device.type != home else 0
     return {
         "elements": sum(local(parameter).numel() for parameter in loop.model.parameters()),
         "trained_elements": sum(local(one).numel() for group in groups for one in group["params"]),
+        "host_state_elements": on_host,
         "state_elements": dict(sorted(kept.items())),
     }

@@ -124,10 +124,13 @@ def categories(loop: Loop) -> dict[str, int]:
     To be called between backward and update.
     """
     parameters = list(loop.model.parameters())
+    home = parameters[0].device.type
+    # Offloaded state is no part of the device's peak.
+    state = (one for _, one in optimizer_state(loop) if one.device.type == home)
     return {
         "parameter_bytes": distinct_bytes(parameters),
         "gradient_bytes": distinct_bytes(p.grad for p in parameters if p.grad is not None),
-        "optimizer_bytes": distinct_bytes(tensor for _, tensor in optimizer_state(loop)),
+        "optimizer_bytes": distinct_bytes(state),
     }
 
 
@@ -138,12 +141,24 @@ def own_optimizer(loop: Loop) -> torch.optim.Optimizer:
     return loop.optimizer
 
 
+def _inner_optimizers(loop: Loop) -> Iterator[torch.optim.Optimizer]:
+    """torchao's offloading optimizer has one for each parameter, and one for what stays."""
+    own: Any = own_optimizer(loop)
+    if not hasattr(own, "optim_dict"):
+        yield own
+        return
+    yield from own.optim_dict.values()
+    if own.d_opt is not None:
+        yield own.d_opt
+
+
 def optimizer_state(loop: Loop) -> Iterator[tuple[str, Tensor]]:
     """The tensors of this rank's optimizer state, each with its name (`exp_avg`)."""
-    for one in own_optimizer(loop).state.values():
-        for name, value in one.items():
-            if isinstance(value, Tensor):
-                yield name, value
+    for optimizer in _inner_optimizers(loop):
+        for one in optimizer.state.values():
+            for name, value in one.items():
+                if isinstance(value, Tensor):
+                    yield name, value
 
 
 def host_bytes() -> int:

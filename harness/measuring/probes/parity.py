@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from harness.training.data import HostBatch
@@ -27,6 +27,7 @@ class Parity:
 
     losses: list[float] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
+    learning_rates: list[float] = field(default_factory=list)
     skipped: int = 0
 
     def observe(self, loop: Loop, host: HostBatch, site: Site) -> None:
@@ -36,10 +37,12 @@ class Parity:
             # A repeated batch meets the same dropout.
             draws()
             before = loop.loss_scale()
+            rate = float(loop.optimizer.param_groups[0]["lr"])
             loss, norm = _observed_step(loop, host, site)
             if loop.loss_scale() >= before:
                 self.losses.append(loss)
                 self.grad_norms.append(norm)
+                self.learning_rates.append(rate)
                 return
             self.skipped += 1
         self.losses.append(float("nan"))
@@ -80,12 +83,16 @@ def _observed_step(loop: Loop, host: HostBatch, site: Site) -> tuple[float, floa
     return float(sum(losses)), float(norms[0])
 
 
+def whole_norm(model: nn.Module) -> Tensor:
+    """Norm of all gradients together, those of other ranks' shards included."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
 def _normed(loop: Loop, norms: list[Tensor]) -> Callable[[], None]:
     def update() -> None:
-        gradients = [p.grad for p in loop.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        norms.append(whole / loop.loss_scale())
+        norms.append(whole_norm(loop.model) / loop.loss_scale())
         loop.update()
 
     return update

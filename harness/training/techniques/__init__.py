@@ -21,20 +21,27 @@ from harness.training.techniques.checkpointing import CHECKPOINTING
 from harness.training.techniques.compiling import COMPILE
 from harness.training.techniques.loading import PERSISTENCE, PINNING, PREFETCH, WORKERS
 from harness.training.techniques.normalization import NORMALIZATION
+from harness.training.techniques.offload import OFFLOAD
 from harness.training.techniques.optimizers import OPTIMIZER
 from harness.training.techniques.parallel import PARALLEL
 from harness.training.techniques.precision import PRECISION
+from harness.training.techniques.quantization import QUANTIZATION
+from harness.training.techniques.stability import CLIPPING, SCHEDULE
 from harness.training.types import Axis, Plan, Technique, Workload
 
 AXES: tuple[Axis, ...] = (
     NORMALIZATION,
     ATTENTION,
     ADAPTERS,
+    QUANTIZATION,
     CHECKPOINTING,
     COMPILE,
     OPTIMIZER,
+    OFFLOAD,
     PARALLEL,
     PRECISION,
+    CLIPPING,
+    SCHEDULE,
     ACCUMULATION,
     WORKERS,
     PINNING,
@@ -45,12 +52,16 @@ AXES: tuple[Axis, ...] = (
 # How a combination is spelled, `bf16+accum4+ckpt2+ddp`: not the order in which it is composed.
 SPELLING_ORDER: tuple[Axis, ...] = (
     PRECISION,
+    QUANTIZATION,
     ATTENTION,
     COMPILE,
     ADAPTERS,
     OPTIMIZER,
+    CLIPPING,
+    SCHEDULE,
     ACCUMULATION,
     CHECKPOINTING,
+    OFFLOAD,
     PARALLEL,
     NORMALIZATION,
     WORKERS,

@@ -8,12 +8,13 @@ no blocks.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from harness.core import Counters, StepbenchError
+from harness.training.layers import linear_layers
 from harness.training.libraries import without_others
 from harness.training.types import Axis, Plan, Site, Technique, Unsupported
 
@@ -21,24 +22,9 @@ from harness.training.types import Axis, Plan, Site, Technique, Unsupported
 ATTENTION = re.compile(r"att(e?ntio)?n|query|key|value|qkv|[qkvo]_proj", re.IGNORECASE)
 
 
-def _linear_layers(model: nn.Module, site: Site) -> Iterator[tuple[str, nn.Linear]]:
-    names = {id(module): name for name, module in model.named_modules()}
-    for part in site.workload.blocks(model) or [model]:
-        # torch's own attention reads the weights of its layers and never calls them.
-        unheard = {
-            id(inner)
-            for module in part.modules()
-            if isinstance(module, nn.MultiheadAttention)
-            for inner in module.modules()
-        }
-        for module in part.modules():
-            if isinstance(module, nn.Linear) and id(module) not in unheard:
-                yield names[id(module)], module
-
-
 def _adapted(rank: int, *, attention_only: bool) -> Callable[[nn.Module, Site], nn.Module]:
     def edit(model: nn.Module, site: Site) -> nn.Module:
-        layers = dict(_linear_layers(model, site))
+        layers = linear_layers(model, site.workload)
         if attention_only:
             layers = {name: layer for name, layer in layers.items() if ATTENTION.search(name)}
         if not layers:

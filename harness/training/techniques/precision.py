@@ -30,8 +30,12 @@ def _float32_products(tf32: bool) -> Any:
 
 
 def _share(counters: Counters, dtype: str) -> float:
-    total = sum(counters.matmul_flops.values())
-    return counters.matmul_flops.get(dtype, 0) / total if total else 0.0
+    """Of the products that precision decides about: 8-bit ones are quantization's."""
+    flops = {kind: one for kind, one in counters.matmul_flops.items() if "float8" not in kind}
+    if not flops and counters.matmul_flops:
+        return 1.0
+    total = sum(flops.values())
+    return flops.get(dtype, 0) / total if total else 0.0
 
 
 def _proof_float32(counters: Counters, plan: Plan) -> str | None:

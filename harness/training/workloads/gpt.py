@@ -11,6 +11,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,10 @@ from harness.training.workloads.spelling import require
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """What a name stands for; `seq`, `batch`, `dropout` and `seed` can be set in the spelling."""
+    """What a name stands for; what `OPTIONS` names can be set in the spelling.
+
+    `norm`: each part's input is normalised, or, as the first transformers were, its sum.
+    """
 
     layers: int
     width: int
@@ -32,6 +36,7 @@ class Shape:
     seq: int = 1024
     batch: int = 16
     dropout: float = 0.0
+    norm: Literal["pre", "post"] = "pre"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -40,7 +45,7 @@ class Shape:
         require(right, self, OPTIONS, rule)
 
 
-OPTIONS = ("seq", "batch", "dropout", "seed")
+OPTIONS = ("seq", "batch", "dropout", "norm", "seed")
 SHAPES = {
     "gpt-tiny": Shape(layers=2, width=32, heads=2, vocabulary=256, seq=16, batch=8),
     "gpt-1m": Shape(layers=6, width=128, heads=4, vocabulary=256, seq=48, batch=8),
@@ -53,11 +58,11 @@ SHAPES = {
 
 
 class Block(nn.Module):
-    """Attention and a multilayer perceptron, each normalised before and added to its input."""
+    """Attention and a multilayer perceptron, each added to its input; normed before or after."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.heads, self.dropout = shape.heads, shape.dropout
+        self.heads, self.dropout, self.norm = shape.heads, shape.dropout, shape.norm
         self.attention_norm = nn.LayerNorm(shape.width, bias=False)
         self.query_key_value = nn.Linear(shape.width, 3 * shape.width, bias=False)
         self.attention_out = nn.Linear(shape.width, shape.width, bias=False)
@@ -67,9 +72,14 @@ class Block(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(batch, seq, width) -> (batch, seq, width)."""
+        if self.norm == "post":
+            hidden = self.attention_norm(hidden + self._dropped(self._attention(hidden)))
+            return self.feed_forward_norm(hidden + self._dropped(self._feed_forward(hidden)))  # type: ignore[no-any-return]
         hidden = hidden + self._dropped(self._attention(self.attention_norm(hidden)))
-        inner = functional.gelu(self.feed_forward_in(self.feed_forward_norm(hidden)))
-        return hidden + self._dropped(self.feed_forward_out(inner))
+        return hidden + self._dropped(self._feed_forward(self.feed_forward_norm(hidden)))
+
+    def _feed_forward(self, hidden: Tensor) -> Tensor:
+        return self.feed_forward_out(functional.gelu(self.feed_forward_in(hidden)))  # type: ignore[no-any-return]
 
     def _attention(self, hidden: Tensor) -> Tensor:
         batch, seq, width = hidden.shape
@@ -90,7 +100,9 @@ class GPT(nn.Module):
         self.tokens = nn.Embedding(shape.vocabulary, shape.width)
         self.positions = nn.Embedding(shape.seq, shape.width)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
-        self.norm = nn.LayerNorm(shape.width, bias=False)
+        # After the last block's own there is nothing left to normalise.
+        last = shape.norm == "pre"
+        self.norm = nn.LayerNorm(shape.width, bias=False) if last else nn.Identity()
         self.head = nn.Linear(shape.width, shape.vocabulary, bias=False)
         self.head.weight = self.tokens.weight
         self._initialise(shape.layers)

@@ -1,0 +1,90 @@
+"""What waits in host memory while the device does not need it: activations, optimizer state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch.autograd.graph import save_on_cpu
+
+from harness.core import Case, Counters
+from harness.machine import device_type
+from harness.training.types import Axis, Loop, MakeOptimizer, Plan, Site, Technique, Workload
+
+
+def _saved_on_the_host(loop: Loop, site: Site) -> Loop:
+    return replace(
+        loop, around=(*loop.around, lambda last: save_on_cpu(pin_memory=True, device_type="cuda"))
+    )
+
+
+def _updated_on_the_host(make: MakeOptimizer, site: Site) -> MakeOptimizer:
+    def offloaded(parameters: Any) -> Any:
+        from torchao.optim import CPUOffloadOptimizer
+
+        # It makes one optimizer for each parameter, of the same kind.
+        return CPUOffloadOptimizer(list(parameters), optimizer_class=make)
+
+    return offloaded
+
+
+def _needs_a_device(what: str) -> Callable[[Case, Mapping[str, Any]], str | None]:
+    def unsupported(case: Case, machine: Mapping[str, Any]) -> str | None:
+        if device_type(machine) == "cpu":
+            return f"{what} move to host memory: a CPU has no other memory that they could leave"
+        return None
+
+    return unsupported
+
+
+def _proof_activations(counters: Counters, plan: Plan) -> str | None:
+    return None if counters.saved_host_bytes else "no activation was saved in host memory"
+
+
+def _proof_state(counters: Counters, plan: Plan) -> str | None:
+    return None if counters.host_state_elements else "no optimizer state was in host memory"
+
+
+def _refuses_with_state(workload: Workload, case: Case) -> str | None:
+    """Gradients are copied to the host as backward makes them: before anybody else sees them."""
+    chosen = case.combination.techniques
+    if chosen.get("precision") == "fp16":
+        return "offload-optimizer updates from scaled gradients: choose bf16"
+    if "clipping" in chosen:
+        return "offload-optimizer copies gradients before they are clipped: leave clipping out"
+    if "parallel" in chosen:
+        return "offload-optimizer is for one GPU (torchao): choose fsdp2-offload for several"
+    return None
+
+
+OFFLOAD = Axis(
+    name="offload",
+    baseline="on-device",
+    examples=("on-device", "offload-activations", "offload-optimizer"),
+    techniques=(
+        Technique(
+            name="on-device",
+            about="everything stays where it is computed",
+            proof=lambda counters, plan: None,
+        ),
+        Technique(
+            name="offload-activations",
+            about="what backward needs waits in pinned host memory (save_on_cpu)",
+            loop=_saved_on_the_host,
+            proof=_proof_activations,
+            unsupported=_needs_a_device("activations"),
+        ),
+        Technique(
+            name="offload-optimizer",
+            about="optimizer state and update in host memory (torchao)",
+            imports=("torchao.optim",),
+            optimizer=_updated_on_the_host,
+            proof=_proof_state,
+            unsupported=_needs_a_device("optimizer state and update"),
+            refuses=_refuses_with_state,
+            # The host's kernels round in other places.
+            tolerance=lambda workload: 1e-3,
+        ),
+    ),
+)
