@@ -61,6 +61,34 @@ def test_run_commands(command, tmp_path):
     assert "baseline" in stepbench(" ".join([command, *QUICK]), tmp_path)
 
 
+@pytest.mark.parametrize("command", commands("stepbench gate"))
+def test_gate_commands(command, tmp_path):
+    source = blocks("python")[0]
+    edited = source.replace(
+        "        return self.classifier(self.features(images))\n",
+        "        self.seen = self.features(images)\n"
+        "        self.energy = sum(one.norm() for one in self.parameters())\n"
+        "        return self.classifier(self.seen)\n",
+    )
+    assert edited != source
+    (tmp_path / "lenet.py").write_text(source, encoding="utf-8")
+    who = ["-c", "user.name=Reader", "-c", "user.email=reader@example.org"]
+    for arguments in (["init", "-q", "-b", "main"], ["add", "-A"], ["commit", "-q", "-m", "LeNet"]):
+        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True)
+    (tmp_path / "lenet.py").write_text(edited, encoding="utf-8")
+    done = subprocess.run(
+        [*shlex.split(command), "--counters-only"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    without_a_clock = "operators worse: 86 -> 116 (+30)"
+    assert without_a_clock in done.stdout
+    assert without_a_clock in README
+
+
 def test_a_strangers_model_goes_through_every_axis(tmp_path):
     (tmp_path / "lenet.py").write_text(blocks("python")[0], encoding="utf-8")
     table = ""
