@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -22,21 +23,60 @@ StepPart = Literal["data", "forward", "backward", "update", "rest"]
 Phase = Literal["build", "data", "forward", "backward", "update", "warm-up", "other"]
 
 
+def plain(text: str) -> str:
+    """One line without control characters: those are spelled out (`\\x1b`), never sent."""
+    line = " ".join(text.split())
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in line
+    )
+
+
 class StepbenchError(Exception):
-    """A mistake that a person can mend, told in one line; the command ends with exit code 2."""
+    """A mistake that a person can mend, told in one line; the command ends with exit code 2.
+
+    What a person typed is part of it: control characters are spelled out.
+    """
+
+    def __str__(self) -> str:
+        return plain(super().__str__())
 
 
 def _revive(kind: Any, value: Any) -> Any:
-    """Turn decoded JSON back into the annotated type: dataclasses, tuples, mappings, optionals."""
-    origin = typing.get_origin(kind)
+    """Turn decoded JSON back into the annotated type; ValueError where it is of another."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(kind, type) and issubclass(kind, Jsonable):
         return kind.from_json(value)
-    if origin is tuple:
-        return tuple(_revive(typing.get_args(kind)[0], item) for item in value)
+    if kind is Any:
+        return value
     if origin in (typing.Union, types.UnionType):
-        inner = [arm for arm in typing.get_args(kind) if arm is not type(None)]
-        return None if value is None else _revive(inner[0], value)
+        return _revive_one_of(arguments, value)
+    if origin is tuple:
+        _require(isinstance(value, list | tuple), kind, value)
+        return tuple(_revive(arguments[0], item) for item in value)
+    if origin is Mapping:
+        _require(isinstance(value, Mapping), kind, value)
+        return {name: _revive(arguments[1], item) for name, item in value.items()}
+    if origin is Literal:
+        _require(value in arguments, kind, value)
+    else:
+        number = kind is float and isinstance(value, int) and not isinstance(value, bool)
+        _require(number or type(value) is kind, kind, value)
     return value
+
+
+def _revive_one_of(kinds: Sequence[Any], value: Any) -> Any:
+    for kind in kinds:
+        if kind is not type(None):
+            with suppress(ValueError, KeyError):
+                return _revive(kind, value)
+    _require(value is None and type(None) in kinds, " or ".join(map(str, kinds)), value)
+    return None
+
+
+def _require(right: bool, kind: Any, value: Any) -> None:
+    if not right:
+        raise ValueError(f"{str(value)[:40]!r} is no {getattr(kind, '__name__', kind)}")
 
 
 class Jsonable:
@@ -402,6 +442,13 @@ class Round(Jsonable):
     case: Measurement
     baseline: Measurement
 
+    def __post_init__(self) -> None:
+        for one in (self.case, self.baseline):
+            if min(one.step_s, default=0.0) <= 0 or one.memory.steady_step.allocated_bytes <= 0:
+                raise ValueError("a process timed no step, or held no memory")
+            if not len(one.losses) == len(one.grad_norms) == len(self.baseline.losses):
+                raise ValueError("its losses and gradient norms are not of the same steps")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record(Jsonable):
@@ -414,6 +461,10 @@ class Record(Jsonable):
     outcome: Outcome
     rounds: tuple[Round, ...]
     measured_at: str  # ISO 8601, UTC
+
+    def __post_init__(self) -> None:
+        if self.outcome.ok and not self.rounds:
+            raise ValueError(f"{self.case} is ok without a round")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

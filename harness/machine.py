@@ -48,6 +48,19 @@ def describe() -> dict[str, Any]:
     return {"name": machine_name(machine), **machine}
 
 
+def require_machine(machine: Mapping[str, Any]) -> None:
+    """ValueError unless a machine that was read back says of itself what is shown and compared."""
+    kinds = {"name": str, "cpu": str, "cores": int, "memory_bytes": int, "instruction_set": str}
+    wrong = [name for name, kind in kinds.items() if not isinstance(machine.get(name), kind)]
+    gpus = machine.get("gpus")
+    if not isinstance(gpus, list) or not all(
+        isinstance(gpu, Mapping) and isinstance(gpu.get("name"), str) for gpu in gpus
+    ):
+        wrong.append("gpus")
+    if wrong:
+        raise ValueError(f"the machine lacks {', '.join(wrong)}, or has them of a wrong kind")
+
+
 def machine_name(machine: Mapping[str, Any]) -> str:
     """A folder-safe name: the GPUs where there are any, else the processor and its cores."""
     gpus = [gpu["name"] for gpu in machine["gpus"]]

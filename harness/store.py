@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.core import Calibration, Case, Outcome, Record, Run, StepbenchError
+from harness.machine import require_machine
 
 # The layout of the lines. Raise it when a reader of the old layout would misread the new one.
 STORE_VERSION = 1
@@ -92,6 +93,9 @@ class RunFile:
             )
         try:
             file = cls(path=path, run=Run.from_json(header["run"]))
+            require_machine(file.run.machine)
+            if "torch" not in file.run.software:
+                raise ValueError("the run does not say which torch")
         except (ValueError, TypeError, KeyError) as error:
             raise StepbenchError(f"{path}: line 1: {error}; move the file away") from error
         problems = []

@@ -8,6 +8,7 @@ import pytest
 import scipy.stats
 
 from harness import stats
+from harness.core import Outcome
 from tests.synthetic import MIB, case, measurement, record
 
 
@@ -142,7 +143,7 @@ def test_disturbances_of_case_and_baseline_are_told_once_in_order():
 
 def test_a_record_without_rounds_has_no_ratio():
     with pytest.raises(ValueError, match="no rounds"):
-        stats.speedup(record(case("bf16")))
+        stats.speedup(record(case("bf16"), outcome=Outcome(kind="failed", reason="why")))
 
 
 def test_a_step_is_the_mean_where_workers_deliver_in_bursts():

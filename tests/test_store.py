@@ -43,7 +43,7 @@ def test_everything_written_is_read_back(tmp_path):
 
 def test_nan_survives(tmp_path):
     file = RunFile.create(tmp_path, run())
-    file.add(record(case("fp16"), [(measurement(losses=[math.nan]), measurement())]))
+    file.add(record(case("fp16"), [(measurement(losses=[math.nan, 4.0]), measurement())]))
     read, _ = RunFile.read(file.path)
     assert math.isnan(read.records[0].rounds[0].case.losses[0])
 

@@ -8,16 +8,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 from harness.core import Calibration, Run
+from harness.core import plain as plain
 from harness.stats import Estimate
-
-
-def plain(text: str) -> str:
-    """One line without control characters: those are spelled out (`\\x1b`), never sent."""
-    line = " ".join(text.split())
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in line
-    )
 
 
 def markdown(text: str) -> str:
