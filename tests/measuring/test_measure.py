@@ -83,6 +83,9 @@ def test_rounds_are_balanced(machine):
             # Not on a CPU, or not alone: each has a test of its own.
             - {"tf32", "pinned", "persistent", "prefetch1", "prefetch4", "prefetch8"}
             - {"dataparallel", "fsdp2-offload", "sync-batchnorm"}
+            - {"sdpa-efficient", "sdpa-cudnn", "offload-activations", "offload-optimizer"}
+            # A compiler takes 20 s.
+            - {"compile", "compile-overhead", "compile-max"}
         ),
         "bf16+accum4+ckpt2",
         "fp16+accum2+ckpt-sqrt",
