@@ -1,10 +1,13 @@
 """The command as a person uses it: tables, JSON, mistakes in one line with exit code 2."""
 
+import importlib.util
 import json
 import subprocess
 import sys
 
 import pytest
+
+from harness.training.techniques import AXES
 
 
 def stepbench(*arguments, cwd, code=0):
@@ -82,6 +85,9 @@ def test_list_and_machine(tmp_path):
     reasons = {row["technique"]: row["not here because"] for row in listed["techniques"]}
     assert reasons["bf16"] is None
     assert "NVIDIA GPU" in reasons["tf32"]
+    missing = "torchao is not installed: pip install 'stepbench[torchao]'"
+    assert reasons["adam8bit"] == (None if importlib.util.find_spec("torchao") else missing)
+    assert {row["axis"] for row in listed["techniques"]} == {axis.name for axis in AXES}
     assert "gpt-1m" in listed["workloads"]
     described = json.loads(stepbench("machine", "--json", cwd=tmp_path).stdout)
     assert described["cores"] >= 1
