@@ -420,7 +420,7 @@ class Measurement(Jsonable):
     skipped_steps: int
     memory: Memory
     counters: Counters
-    environment: Mapping[str, str | int | None]
+    environment: Mapping[str, str | int | bool | None]
     disturbances: tuple[str, ...]
     data_wait_s: tuple[float, ...] = ()
     epoch_pause_s: float | None = None
