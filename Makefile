@@ -4,7 +4,7 @@ BIN := .venv/bin
 # The environment's tools before the system's: torch finds its compilers on PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: bench bench-full report test check overhead clean
+.PHONY: bench bench-full report test check overhead aa clean
 
 bench: .venv/installed
 	stepbench machine
@@ -28,6 +28,11 @@ check: .venv/installed
 # The harness' step beside the same loop written by hand, side by side in one process.
 overhead: .venv/installed
 	python -m benchmarks.by_hand
+
+# How often the gate is wrong here: equal trees and planted slowdowns, about an hour; goes on from
+# where it was stopped.
+aa: .venv/installed
+	python -m benchmarks.aa
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv

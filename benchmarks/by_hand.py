@@ -6,15 +6,17 @@ own steps. Exit code 1 where the interval leaves ±1% or the cost exceeds 0.5 s.
 
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 
 from harness.core import Case
-from harness.judging.pairs import ping_pong
+from harness.judging.pairs import alternate
 from harness.machine import device_type, summary
 from harness.measuring.launch import in_child
+from harness.measuring.probes.timing import time_steps
 from harness.measuring.settings import Settings
 from harness.measuring.sweep import claimed_machine, measure_once, open_sweep
 from harness.stats import estimate
@@ -24,6 +26,7 @@ from harness.training.step import train_step
 from harness.training.techniques import parse
 from harness.training.types import Plan
 from harness.training.workloads import default, load
+from harness.verdicts import Block
 
 PAIRS, STEPS = 60, 8
 CASES = ("baseline", "bf16", "accum4", "ckpt1", "bf16+accum4+ckpt2")
@@ -57,7 +60,32 @@ def ratios(workload_name: str, device_name: str) -> list[float]:
     for _ in range(5):
         by_harness()
         by_hand()
-    return ping_pong(by_harness, by_hand, pairs=PAIRS, steps=STEPS, device=device)
+    return [
+        _ratio(by_harness, by_hand, device, candidate_first=bool(pair % 2)) for pair in range(PAIRS)
+    ]
+
+
+def _ratio(
+    candidate: Callable[[], None],
+    reference: Callable[[], None],
+    device: torch.device,
+    *,
+    candidate_first: bool,
+) -> float:
+    """The median step of one block over that of another beside it, in seconds over seconds."""
+
+    def block(step: Callable[[], None]) -> Block:
+        step()
+        window = time_steps(step, STEPS, device)
+        return Block(step_s=window.step_s, cpu_s=window.cpu_s)
+
+    (old,), (new,) = alternate(
+        lambda: block(reference),
+        lambda: block(candidate),
+        blocks=1,
+        begins="candidate first" if candidate_first else "reference first",
+    )
+    return statistics.median(new.step_s) / statistics.median(old.step_s)
 
 
 def costs_s(workload: str) -> list[float]:

@@ -7,31 +7,21 @@ given with --minutes ran out, run the same command again to go on; 130 stopped b
 
 from __future__ import annotations
 
-import json
-import re
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
-from harness.core import Case, Combination, StepbenchError
+from harness.cli_gate import gate
+from harness.cli_options import AS_JSON, RESULTS, VARY, tell
+from harness.core import Case, StepbenchError
 
 EXIT_CODES = (
     "Exit codes: 0 every case has a number or is unsupported here; 1 a case failed, ran out of "
     "memory or would have given a wrong number; 2 a mistake, told in one line; 3 --minutes ran "
     "out, run the same command again to go on; 130 stopped by Ctrl-C."
 )
-RESULTS = click.option(
-    "--results",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("results"),
-    show_default=True,
-    help="Folder that the records are kept in.",
-)
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -53,14 +43,7 @@ def stepbench() -> None:
 
 @stepbench.command(epilog=EXIT_CODES)
 @click.argument("combinations", nargs=-1, metavar="[COMBINATION]...")
-@click.option(
-    "--vary",
-    "choices",
-    multiple=True,
-    metavar="AXIS|NAMES",
-    help="An axis, or technique names with commas between them. Given several times: every "
-    "combination of one choice each.",
-)
+@VARY
 @click.option("-w", "--workload", metavar="NAME", help="Default: gpt-124m on a GPU, else gpt-1m.")
 @click.option(
     "--ranks",
@@ -109,9 +92,17 @@ def run(
     """
     from harness.measuring.settings import Settings
     from harness.measuring.sweep import close_sweep, open_sweep, sweep, this_machine
-    from harness.measuring.team import default_ranks, dismiss, follow, leads
+    from harness.measuring.team import (
+        default_ranks,
+        devices_here,
+        dismiss,
+        follow,
+        leads,
+        require_ranks,
+    )
     from harness.report import tables
     from harness.report.progress import Bar
+    from harness.training.choice import choose, everything, numbers
     from harness.training.workloads import canonical, default
 
     if not (minutes is None or minutes >= 0) or not deadline_s > 0:
@@ -119,14 +110,18 @@ def run(
             f"--minutes {minutes} and --deadline-s {deadline_s}: times must be numbers from 0 up"
         )
     if not leads():
-        follow()
-        return 0
+        return follow()
     settings = Settings(rounds=rounds, max_steps=steps, min_steps=min(5, steps))
-    chosen = canonical(workload) if workload else default(this_machine())
-    numbers = _numbers(ranks) if ranks is not None else [default_ranks(this_machine())]
-    cases = _cases(chosen, combinations, choices, ranks=numbers, weak=weak)
-    most = max(case.ranks for case in cases)
-    file = open_sweep(results, settings, project=Path.cwd(), commit=commit, gpus=most)
+    named = canonical(workload) if workload else default(this_machine())
+    each = numbers(ranks) if ranks is not None else [default_ranks(this_machine())]
+    if combinations or choices:
+        asked = choose(named, combinations, choices, ranks=each, weak=weak)
+        cases = list(dict.fromkeys([Case(workload=named), *asked]))
+    else:
+        cases = everything(named, ranks=each, weak=weak)
+    require_ranks(cases)
+    gpus = devices_here(max(case.ranks for case in cases))
+    file = open_sweep(results, settings, project=Path.cwd(), commit=commit, gpus=gpus)
     began = time.monotonic()
     with Bar(len(cases)) as bar:
         finished = sweep(
@@ -138,12 +133,13 @@ def run(
         )
     if finished:
         close_sweep(file)
-    dismiss()
-    _print(tables.as_json(file) if as_json else tables.terminal(file))
+    bad = any(record.outcome.kind in ("oom", "failed", "invalid") for record in file.records)
+    exit_code = int(bad) if finished else 3
+    dismiss(exit_code)
+    tell(tables.as_json(file) if as_json else tables.terminal(file))
     if not finished:
         click.echo("stepbench: time ran out; run the same command again to go on", err=True)
-        return 3
-    return int(any(record.outcome.kind in ("oom", "failed", "invalid") for record in file.records))
+    return exit_code
 
 
 @stepbench.command()
@@ -195,9 +191,9 @@ def _report(path: Path, markdown: bool, every: bool, as_json: bool) -> None:
         raise StepbenchError(f"{path}: no readable run there; `stepbench run` makes one")
     shown = files if every else files[-1:]
     if as_json:
-        _print([tables.as_json(file) for file in shown])
+        tell([tables.as_json(file) for file in shown])
     else:
-        _print("\n\n".join((tables.markdown if markdown else tables.terminal)(f) for f in shown))
+        tell("\n\n".join((tables.markdown if markdown else tables.terminal)(f) for f in shown))
 
 
 def _compare(results: Path, runs: tuple[str, str], markdown: bool, as_json: bool) -> None:
@@ -207,9 +203,9 @@ def _compare(results: Path, runs: tuple[str, str], markdown: bool, as_json: bool
     (old, old_keys), (new, new_keys) = (select(results, text) for text in runs)
     comparison = compare(old, new, old_keys & new_keys)
     if as_json:
-        _print(side_by_side.as_json(comparison))
+        tell(side_by_side.as_json(comparison))
     else:
-        _print((side_by_side.markdown if markdown else side_by_side.terminal)(comparison))
+        tell((side_by_side.markdown if markdown else side_by_side.terminal)(comparison))
 
 
 @stepbench.command("list")
@@ -236,11 +232,11 @@ def list_(as_json: bool) -> int:
         for technique in [techniques.find(name)[1]]
     ]
     if as_json:
-        _print({"workloads": workloads.names(), "techniques": rows})
+        tell({"workloads": workloads.names(), "techniques": rows})
         return 0
-    _print(tabulate([{k: v or "" for k, v in row.items()} for row in rows], headers="keys"))
+    tell(tabulate([{k: v or "" for k, v in row.items()} for row in rows], headers="keys"))
     families = [f"{word}N" for axis in techniques.AXES for word in axis.families]
-    _print(
+    tell(
         f"\nAny N: {', '.join(families)}.\nWorkloads: {', '.join(workloads.names())}; "
         f"with parameters {workloads.SPELLING}."
     )
@@ -255,7 +251,7 @@ def machine(as_json: bool) -> int:
     from harness.measuring.sweep import this_machine
 
     described = this_machine()
-    _print(described if as_json else f"{described['name']}: {summary(described)}")
+    tell(described if as_json else f"{described['name']}: {summary(described)}")
     return 0
 
 
@@ -265,7 +261,7 @@ def publish() -> int:
     from harness.history.publish import publish as write
 
     folder = write(Path.cwd())
-    _print(
+    tell(
         f"dashboard in {folder}: open {folder / 'techniques' / 'techniques.html'} in a browser, "
         "or `asv preview` for all of it"
     )
@@ -284,65 +280,15 @@ def init(workload: str | None) -> int:
     from harness.history.project import PLACEHOLDER, start
 
     written = start(Path.cwd(), workload)
-    _print(f"wrote {', '.join(written)}; next:")
+    tell(f"wrote {', '.join(written)}; next:")
     if workload is None:
-        _print(f"  name your workload instead of {PLACEHOLDER} in benchmarks/techniques.py")
-    _print("  asv run HEAD^!       measure the last commit (a range: asv run HEAD~5..HEAD)")
-    _print("  stepbench publish    write the dashboard")
+        tell(f"  name your workload instead of {PLACEHOLDER} in benchmarks/techniques.py")
+    tell("  asv run HEAD^!       measure the last commit (a range: asv run HEAD~5..HEAD)")
+    tell("  stepbench publish    write the dashboard")
     return 0
 
 
-def _cases(
-    workload: str,
-    combinations: Sequence[str],
-    choices: Sequence[str],
-    *,
-    ranks: Sequence[int],
-    weak: bool,
-) -> list[Case]:
-    """What the arguments ask for, the baseline first; a mistake that was named is an error."""
-    from harness.measuring.sweep import product
-    from harness.training import techniques
-    from harness.training.workloads import of_case
-
-    def on_ranks(combination: Combination) -> list[Case]:
-        several = "parallel" in combination.techniques
-        return [
-            Case(
-                workload=workload,
-                combination=combination,
-                ranks=number,
-                batch_factor=number if weak else 1,
-            )
-            for number in (ranks if several else [1])
-        ]
-
-    named = [case for one in combinations for case in on_ranks(techniques.parse(one))]
-    for case in named:
-        if reason := techniques.refused(of_case(case), case):
-            raise StepbenchError(reason)
-    varied = product([_names(choice) for choice in choices]) if choices else []
-    if not named and not varied:
-        varied = [one for axis in techniques.AXES for one in product([axis.examples])]
-    others = [case for one in varied for case in on_ranks(one)]
-    return list(dict.fromkeys([Case(workload=workload), *named, *others]))
-
-
-def _numbers(text: str) -> list[int]:
-    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
-        raise StepbenchError(f"--ranks {text}: numbers from 1 on with commas between them")
-    return [int(number) for number in text.split(",")]
-
-
-def _names(choice: str) -> Sequence[str]:
-    from harness.training.techniques import AXES
-
-    axis = next((axis for axis in AXES if axis.name == choice), None)
-    return axis.examples if axis else choice.split(",")
-
-
-def _print(what: Any) -> None:
-    click.echo(what if isinstance(what, str) else json.dumps(what, indent=2))
+stepbench.add_command(gate)
 
 
 def main() -> None:

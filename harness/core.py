@@ -17,6 +17,8 @@ from typing import Any, Literal, Self
 MEASURE_VERSION = 2
 
 OutcomeKind = Literal["ok", "oom", "unsupported", "invalid", "failed"]
+# What the time of a step goes to: waiting for the batch, the loop's functions, and what is between.
+StepPart = Literal["data", "forward", "backward", "update", "rest"]
 Phase = Literal["build", "data", "forward", "backward", "update", "warm-up", "other"]
 
 
@@ -119,7 +121,8 @@ class Case(Jsonable):
 class Outcome(Jsonable):
     """How a case ended. `reason` is one line and always there unless the case is `ok`.
 
-    `traceback` is that of the error, outermost call first, where there was one.
+    The reason of an `ok` case says what its number does not mean. `traceback` is that of the error,
+    outermost call first, where there was one.
     """
 
     kind: OutcomeKind
@@ -169,6 +172,8 @@ class Counters(Jsonable):
         replicas: devices that products ran on in this process: several under DataParallel.
         group_ranks: ranks of the process group; 0 where there is none.
         sharded_parameters: parameters of which this rank holds a shard.
+        trained_bytes: of all parameters that are trained, whole ones where they are sharded.
+        trained_blocks: blocks that hold any of them.
         collective_calls: collectives of this rank by kind, `{"all_reduce": 2}`.
         collective_bytes: their payload by kind, each the size of the whole tensor: what an
             all-reduce works on, what an all-gather yields, what a reduce-scatter is given.
@@ -205,6 +210,8 @@ class Counters(Jsonable):
     replicas: int = 1
     group_ranks: int = 0
     sharded_parameters: int = 0
+    trained_bytes: int = 0
+    trained_blocks: int = 0
     collective_calls: Mapping[str, int] = field(default_factory=dict)
     collective_bytes: Mapping[str, int] = field(default_factory=dict)
     elements: int = 0
@@ -263,6 +270,24 @@ class Memory(Jsonable):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceState(Jsonable):
+    """What a GPU was like during a window, from so many samples; None for what it does not tell.
+
+    `clock_mhz` is the median of its processors' clock, `temperature_c` the highest, `power_w` the
+    mean. `foreign_processes` are most processes of others at once that used it, None where its
+    driver does not show ours either (containers).
+    """
+
+    samples: int
+    clock_mhz: float | None
+    lowest_clock_mhz: int | None
+    temperature_c: int | None
+    power_w: float | None
+    throttle_reasons: tuple[str, ...]
+    foreign_processes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Compilation(Jsonable):
     """What torch.compile did before the timed steps, from empty caches.
 
@@ -278,15 +303,18 @@ class Compilation(Jsonable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Communication(Jsonable):
-    """Seconds of one step under torch's profiler, one that is never timed otherwise.
+    """Seconds of a step under torch's profiler, one that is never timed otherwise.
 
     `running_s`: some collective ran. `exposed_s`: one ran and nothing was computed meanwhile (on
-    CPU no operator, on CUDA no other kernel).
+    CPU no operator, on CUDA no other kernel and no copy). Of several ranks, each is the mean of
+    theirs: one that is late exposes the others, not itself. `exposed_shares`: the exposed share of
+    each part of the step in which it is not 0.
     """
 
     step_s: float
     running_s: float
     exposed_s: float
+    exposed_shares: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,6 +326,7 @@ class Rank(Jsonable):
     collective_calls: Mapping[str, int]
     collective_bytes: Mapping[str, int]
     communication: Communication | None = None
+    device: DeviceState | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,11 +356,15 @@ class Measurement(Jsonable):
             having ended.
         host_bytes: host memory of the process and its loader workers after the window, each shared
             page counted once (proportional set size).
+        parts_s: seconds of each timed step by `StepPart`, adding up to `step_s`; the device's.
         communication: where there is a process group.
         compilation: where anything was compiled; it is part of the warm-up.
         unproved: techniques that were seen active in the eager program only, where a compiled one
             was timed.
         ranks: each rank's own figures, where there are several.
+        device: the GPU's state during the window (of several ranks, the slowest's).
+        allocation_retries: how often in the window the caching allocator had to give memory back
+            to the driver before it could go on.
     """
 
     step_s: tuple[float, ...]
@@ -352,10 +385,13 @@ class Measurement(Jsonable):
     data_wait_s: tuple[float, ...] = ()
     epoch_pause_s: float | None = None
     host_bytes: int | None = None
+    parts_s: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     communication: Communication | None = None
     compilation: Compilation | None = None
     unproved: tuple[str, ...] = ()
     ranks: tuple[Rank, ...] = ()
+    device: DeviceState | None = None
+    allocation_retries: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

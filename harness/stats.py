@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from harness.core import Measurement, Record
+from harness.core import Measurement, Record, Round
 
 MINIMUM_ROUNDS_FOR_INTERVAL = 6
 
@@ -88,7 +88,7 @@ def _per_round(record: Record, ratio: Callable[[Measurement, Measurement], float
     """`ratio(baseline, case)` of every round; ValueError where the record has no rounds."""
     if not record.rounds:
         raise ValueError(f"{record.case} has no rounds to estimate from")
-    values = [ratio(one.baseline, one.case) for one in record.rounds]
+    values = [ratio(one.baseline, one.case) for one in judged(record)]
     return estimate(values, widened=bool(disturbances(record)))
 
 
@@ -140,11 +140,26 @@ def parity_difference(baseline: Measurement, case: Measurement) -> float:
     )
 
 
-def disturbances(record: Record) -> tuple[str, ...]:
-    """What shared the machine in any round, each told once."""
+def judged(record: Record) -> tuple[Round, ...]:
+    """The rounds that figures come from: the undisturbed ones, where they are two thirds or more.
+
+    Else all: a few quiet rounds of many are no better a sample. Which side of a round was slower is
+    never looked at.
+    """
+    quiet = tuple(one for one in record.rounds if not disturbed(one))
+    return quiet if 3 * len(quiet) >= 2 * len(record.rounds) else record.rounds
+
+
+def disturbed(one: Round) -> bool:
+    """Whether anything shared the machine while either side of a round was timed."""
+    return bool(one.case.disturbances or one.baseline.disturbances)
+
+
+def disturbances(record: Record, rounds: Sequence[Round] | None = None) -> tuple[str, ...]:
+    """What shared the machine in any of the rounds (those judged), each told once."""
     told = (
         disturbance
-        for one in record.rounds
+        for one in (judged(record) if rounds is None else rounds)
         for measurement in (one.case, one.baseline)
         for disturbance in measurement.disturbances
     )

@@ -3,9 +3,13 @@
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from harness.store import RunFile
+from tests.synthetic import MIB, case, measurement, record, run
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -57,6 +61,34 @@ def test_run_commands(command, tmp_path):
     assert "baseline" in stepbench(" ".join([command, *QUICK]), tmp_path)
 
 
+@pytest.mark.parametrize("command", commands("stepbench gate"))
+def test_gate_commands(command, tmp_path):
+    source = blocks("python")[0]
+    edited = source.replace(
+        "        return self.classifier(self.features(images))\n",
+        "        self.seen = self.features(images)\n"
+        "        self.energy = sum(one.norm() for one in self.parameters())\n"
+        "        return self.classifier(self.seen)\n",
+    )
+    assert edited != source
+    (tmp_path / "lenet.py").write_text(source, encoding="utf-8")
+    who = ["-c", "user.name=Reader", "-c", "user.email=reader@example.org"]
+    for arguments in (["init", "-q", "-b", "main"], ["add", "-A"], ["commit", "-q", "-m", "LeNet"]):
+        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True)
+    (tmp_path / "lenet.py").write_text(edited, encoding="utf-8")
+    done = subprocess.run(
+        [*shlex.split(command), "--counters-only"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    without_a_clock = "operators worse: 86 -> 116 (+30)"
+    assert without_a_clock in done.stdout
+    assert without_a_clock in README
+
+
 def test_a_strangers_model_goes_through_every_axis(tmp_path):
     (tmp_path / "lenet.py").write_text(blocks("python")[0], encoding="utf-8")
     table = ""
@@ -78,5 +110,31 @@ def test_a_strangers_model_goes_through_every_axis(tmp_path):
 def test_the_shown_technique_is_the_one_that_runs():
     source = (ROOT / "harness/training/techniques/precision.py").read_text(encoding="utf-8")
     squeezed = re.sub(r"\s+", " ", source)
-    for part in blocks("python")[1].split("\n\n\n"):
+    for part in blocks("python")[2].split("\n\n\n"):
         assert re.sub(r"\s+", " ", part).strip() in squeezed
+
+
+def test_the_shown_floors_end_as_shown(tmp_path):
+    """Judged from records with figures like those shown: how long they measure is not the point."""
+    test_file = tmp_path / "test_techniques.py"
+    test_file.write_text(blocks("python")[1], encoding="utf-8")
+    base = measurement([0.048], peak_bytes=100 * MIB)
+    figures = {"bf16": (0.044, 83), "ckpt1": (0.06, 66)}
+    file = RunFile.create(tmp_path / "results", run())
+    for name, (step_s, mebibytes) in figures.items():
+        process = measurement([step_s], peak_bytes=mebibytes * MIB)
+        file.add(record(case(name, workload="gpt-1m"), [(process, base)] * 6))
+    file.close()
+    command = [sys.executable, "-m", "pytest", "-rs", "--stepbench-results=results", str(test_file)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    (shown,) = [block for block in blocks("console") if block.startswith("$ pytest")]
+    assert re.findall(r"\d+ (?:failed|passed|skipped)", done.stdout) == re.findall(
+        r"\d+ (?:failed|passed|skipped)", shown
+    )
+    for claim in ("ckpt1 +memory", "ckpt1 +speed"):
+        (row, told) = (
+            re.search(rf"^{claim} .* (\w+)$", text, re.MULTILINE) for text in (done.stdout, shown)
+        )
+        assert row is not None
+        assert told is not None
+        assert row[1] == told[1]

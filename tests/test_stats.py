@@ -51,14 +51,26 @@ def test_memory_ratio_is_case_over_baseline():
     assert stats.memory_ratio(record(case("ckpt2"), pairs)).median == 0.75
 
 
-def test_one_disturbed_round_widens_the_interval():
-    pairs = [pair(1.0, float(ratio)) for ratio in range(1, 9)]
-    quiet = stats.speedup(record(case("bf16"), [*pairs, pair(1.0, 9.0)]))
-    disturbed = stats.speedup(
-        record(case("bf16"), [*pairs, pair(1.0, 9.0, disturbances=["steal 12%"])])
+def with_disturbed(count):
+    """Nine rounds with ratios 1 to 9, the last `count` of them disturbed."""
+    told = [["steal 12%"] if ratio > 9 - count else [] for ratio in range(1, 10)]
+    return record(
+        case("bf16"),
+        [pair(1.0, float(ratio), disturbances=told[ratio - 1]) for ratio in range(1, 10)],
     )
-    assert (quiet.low, quiet.high) == (2.0, 8.0)
-    assert (disturbed.low, disturbed.high) == (1.0, 9.0)
+
+
+def test_a_third_of_disturbed_rounds_is_set_aside():
+    quiet, some = stats.speedup(with_disturbed(0)), stats.speedup(with_disturbed(3))
+    assert (quiet.low, quiet.median, quiet.high, quiet.rounds) == (2.0, 5.0, 8.0, 9)
+    assert (some.low, some.median, some.high, some.rounds) == (1.0, 3.5, 6.0, 6)
+    assert stats.disturbances(with_disturbed(3)) == ()
+
+
+def test_more_disturbed_rounds_are_kept_and_widen_the_interval():
+    many = stats.speedup(with_disturbed(4))
+    assert (many.low, many.median, many.high, many.rounds) == (1.0, 5.0, 9.0, 9)
+    assert stats.disturbances(with_disturbed(4)) == ("steal 12%",)
 
 
 def test_an_unpaired_ratio_is_the_median_of_all_ratios():

@@ -168,7 +168,7 @@ class Cases:
         return max(self._of_each_process(lambda one: sum(one.counters.operators.values())))
 
     def _of_each_process(self, figure: Callable[[Measurement], float]) -> list[float]:
-        return [figure(one.case) for one in self.record.rounds]
+        return [figure(one.case) for one in stats.judged(self.record)]
 
 
 class CompileCases(Cases):
@@ -239,12 +239,13 @@ class RankCases(StateCases):
 
     @metric("seconds", "time")
     def measure_exposed_communication_s(self, *techniques: str) -> float:
-        """Time of a step in which a collective ran and nothing was computed, under a profiler."""
-        return statistics.median(
-            self._of_each_process(
-                lambda one: one.communication.exposed_s if one.communication else 0.0
-            )
-        )
+        """A step's time by the share of it in which a collective ran and nothing was computed."""
+
+        def exposed_s(one: Measurement) -> float:
+            told = one.communication
+            return stats.step_s(one) * told.exposed_s / told.step_s if told else 0.0
+
+        return statistics.median(self._of_each_process(exposed_s))
 
 
 def _lacking(file: RunFile, case: Case, reason: str) -> Record:

@@ -1,41 +1,269 @@
-"""Ping-pong: two steps alive in one process take turns, so that both meet the same machine.
+"""Pairs of fresh processes, both sides beside each other, so that both meet the same machine.
 
-Measured on a busy 2-core machine, this cut the spread of a pair from 13.9% (whole processes) to
-2.6%. More pairs sharpen the estimate; more steps a pair hardly do.
+*Ping-pong*: both processes alive, built and warmed up; they take turns in blocks of steps under
+this process' command. On a busy 2-core machine that cut the spread of a pair from 13.9% (whole
+processes) to 2.6%. More pairs sharpen the estimate; more steps a pair hardly do. *Whole processes*
+alternate A B B A where ping-pong is not to be had (`method_for`).
+
+What one forge forks shares one layout of addresses, good or bad luck for all of its processes: the
+rule's stages each take new forges (`judging.gate`).
 """
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable
+import json
+import os
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from multiprocessing import connection
+from typing import Any, Literal
 
-import torch
+from harness.core import Case, Measurement, Outcome
+from harness.judging.forge import Forge
+from harness.machine import device_type
+from harness.measuring.probes.surroundings import STOLEN_SHARE, HostLoad
+from harness.measuring.settings import Settings
+from harness.verdicts import Block, Method, Order, Pair, Side, Summary
 
-from harness.measuring.probes.timing import time_steps
+# Blocks a side in a ping-pong pair. Even: each side begins half of them.
+BLOCKS = 6
+# A block lasts about this long, in at least so many and at most so many steps.
+BLOCK_S, LEAST_STEPS, MOST_STEPS = 0.15, 3, 32
+# Both processes' memory at once, with room for what the device keeps for itself.
+DEVICE_SHARE = 0.45
+
+# Cores by which others may exceed what a pair leaves free. On 2 cores a pair of equal sides had a
+# spread of 1.6% in wall time beside one busy neighbour and 26% beside more; of 1.7% and 2.8% in CPU
+# time.
+CROWDED = 0.1
+
+Role = Literal["reference", "candidate"]
+# Beyond a process' own deadline: its forge kills it and tells.
+TELL_S = 30.0
 
 
-def ping_pong(
-    one: Callable[[], None],
-    other: Callable[[], None],
-    *,
-    pairs: int,
-    steps: int,
-    device: torch.device,
-) -> list[float]:
-    """One ratio a pair: the median step of `one` over that of `other`, in seconds over seconds.
+class PairFailed(Exception):
+    """One side gave no number; `outcome` says why, `role` which."""
 
-    Each turn is a block of `steps` steps after one that is dropped; who begins alternates.
-    """
-    ratios = []
-    for pair in range(pairs):
-        if pair % 2:
-            later = _block_s(other, steps, device)
-            ratios.append(_block_s(one, steps, device) / later)
+    def __init__(self, role: Role, outcome: Outcome) -> None:
+        super().__init__(f"{role}: {outcome}")
+        self.role: Role = role
+        self.outcome = outcome
+
+
+def alternate(
+    reference: Callable[[], Block], candidate: Callable[[], Block], *, blocks: int, begins: Order
+) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
+    """Let both time `blocks` blocks in turns, `begins` first and then each first in turn."""
+    ours, theirs = [], []
+    for index in range(blocks):
+        if (begins == "reference first") == (index % 2 == 0):
+            ours.append(reference())
+            theirs.append(candidate())
         else:
-            ratios.append(_block_s(one, steps, device) / _block_s(other, steps, device))
-    return ratios
+            theirs.append(candidate())
+            ours.append(reference())
+    return tuple(ours), tuple(theirs)
 
 
-def _block_s(step: Callable[[], None], steps: int, device: torch.device) -> float:
-    step()
-    return statistics.median(time_steps(step, steps, device).step_s)
+def method_for(
+    reference: Measurement, candidate: Measurement, *, ranks: int, machine: Mapping[str, Any]
+) -> Method:
+    """Ping-pong for one rank without loader workers; on a GPU only where both fit in its memory.
+
+    Workers would load for one side while the other is timed, ranks would have to wait together.
+    """
+    both = (reference, candidate)
+    if ranks > 1 or any(one.counters.loader_processes for one in both):
+        return "whole processes"
+    if device_type(machine) == "cuda":
+        room_bytes = DEVICE_SHARE * min(gpu["memory_bytes"] for gpu in machine["gpus"])
+        if any(_device_bytes(one) > room_bytes for one in both):
+            return "whole processes"
+    return "ping-pong"
+
+
+def _device_bytes(one: Measurement) -> int:
+    peaks = (one.memory.build, one.memory.first_step, one.memory.steady_step)
+    return max(peak.process_bytes or peak.reserved_bytes or peak.allocated_bytes for peak in peaks)
+
+
+class Ring:
+    """Both sides' forges, and pairs of fresh processes from them; a context that ends them all.
+
+    Raises:
+        StepbenchError: a side's code does not start, or is measured by another ruler.
+    """
+
+    def __init__(
+        self,
+        reference: Side,
+        candidate: Side,
+        machine: Mapping[str, Any],
+        settings: Settings | None = None,
+    ) -> None:
+        self.machine, self.settings = machine, settings or Settings()
+        self._sides: dict[Role, Side] = {"reference": reference, "candidate": candidate}
+        self._stack = ExitStack()
+        self._forges: dict[Role, Forge] = {}
+
+    def __enter__(self) -> Ring:
+        with ExitStack() as stack:  # ends what has started where the rest does not
+            for role, side in self._sides.items():
+                self._forges[role] = Forge(side.tree, self.machine)
+                stack.callback(self._forges[role].close)
+            for forge in self._forges.values():  # both import at once
+                forge.__enter__()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def turn_to(self, reference: Case, candidate: Case) -> None:
+        """Pair other cases of the same two trees from now on."""
+        for role, case in zip(_roles("reference first"), (reference, candidate), strict=True):
+            self._sides[role] = replace(self._sides[role], case=case)
+
+    def measurement(self, role: Role) -> Measurement:
+        """What one fresh process of a side measured: time, memory, counters.
+
+        Raises:
+            PairFailed: it gave no number, or one that would be wrong.
+        """
+        return measured(role, self._forges[role], self._sides[role].case, self.settings)
+
+    def pair(self, method: Method, order: Order) -> Pair:
+        """Measure one pair.
+
+        Raises:
+            PairFailed: one side gave no number.
+        """
+        if method == "ping-pong":
+            return self._ping_pong(order)
+        before = HostLoad.read([os.getpid()])
+        both = {role: self.measurement(role) for role in _roles(order)}
+        blocks = {role: (Block(step_s=one.step_s, cpu_s=one.cpu_s),) for role, one in both.items()}
+        loaders = max(one.counters.loader_processes for one in both.values())
+        summary: Summary = "mean" if loaders else self._summary
+        busy = loaders + max(side.case.ranks for side in self._sides.values())
+        return _told("whole processes", order, summary, blocks, before, busy)
+
+    def _player(self, role: Role) -> _Player:
+        return _Player(role, self._sides[role].case, self._forges[role], self.settings)
+
+    @property
+    def _summary(self) -> Summary:
+        return "lower quartile" if device_type(self.machine) == "cpu" else "median"
+
+    def _ping_pong(self, order: Order) -> Pair:
+        with ExitStack() as stack:
+            # Who is there first gets the better memory: that too is taken in turns.
+            players = {role: stack.enter_context(self._player(role)) for role in _roles(order)}
+            warm_step_s = max(player.warm_step_s() for player in players.values())
+            steps = min(MOST_STEPS, max(LEAST_STEPS, round(BLOCK_S / warm_step_s)))
+            before = HostLoad.read([os.getpid()])
+            ours, theirs = alternate(
+                lambda: players["reference"].block(steps),
+                lambda: players["candidate"].block(steps),
+                blocks=BLOCKS,
+                begins=order,
+            )
+            blocks: dict[Role, tuple[Block, ...]] = {"reference": ours, "candidate": theirs}
+            return _told("ping-pong", order, self._summary, blocks, before, 1)
+
+
+def measured(role: Role, forge: Forge, case: Case, settings: Settings) -> Measurement:
+    """What one fresh process of a forge measured of a case; `role` is for what goes wrong.
+
+    Raises:
+        PairFailed: it gave no number, or one that would be wrong.
+    """
+    forge.begin("measure", case, settings)
+    return Measurement.from_json(_answer(role, forge, settings)["measurement"])
+
+
+def order_of(index: int) -> Order:
+    """Who begins the pair of that index: A B B A, and again."""
+    return "candidate first" if index % 4 in (1, 2) else "reference first"
+
+
+def _roles(order: Order) -> tuple[Role, Role]:
+    return ("reference", "candidate") if order == "reference first" else ("candidate", "reference")
+
+
+class _Player:
+    """One side's process of a ping-pong pair, at the other end of a socket."""
+
+    def __init__(self, role: Role, case: Case, forge: Forge, settings: Settings) -> None:
+        self._role, self._forge, self._settings = role, forge, settings
+        self._gone = False
+        ours, theirs = socket.socketpair()
+        self._channel = connection.Connection(ours.detach())
+        with theirs:
+            forge.begin("play", case, settings, theirs.fileno())
+
+    def __enter__(self) -> _Player:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._channel.close()
+        # Whatever else ends this (Ctrl-C) ends the ring, and that its forges.
+        if not self._gone and kind in (None, PairFailed):
+            with suppress(PairFailed):  # all that it was asked for it has given
+                _answer(self._role, self._forge, self._settings)
+
+    def warm_step_s(self) -> float:
+        return float(self._heard()["warm_step_s"])
+
+    def block(self, steps: int) -> Block:
+        with suppress(OSError):  # it died: heard next
+            self._channel.send_bytes(json.dumps(steps).encode())
+        return Block.from_json({key: tuple(value) for key, value in self._heard().items()})
+
+    def _heard(self) -> dict[str, Any]:
+        """Its next message; PairFailed where it ended instead, which its forge tells."""
+        patience_s = self._settings.deadline_s + TELL_S
+        with suppress(EOFError, OSError):
+            if self._channel in connection.wait([self._channel, self._forge.control], patience_s):
+                return dict(json.loads(self._channel.recv_bytes()))
+        self._gone = True
+        _answer(self._role, self._forge, self._settings)
+        raise PairFailed(self._role, Outcome(kind="failed", reason="its process ended too early"))
+
+
+def _answer(role: Role, forge: Forge, settings: Settings) -> dict[str, Any]:
+    ended = forge.ended(settings.deadline_s + TELL_S)
+    if ended.death is not None:
+        raise PairFailed(role, Outcome(kind="failed", reason=ended.death))
+    if "outcome" in ended.answer:
+        raise PairFailed(role, Outcome.from_json(ended.answer["outcome"]))
+    return dict(ended.answer)
+
+
+def _told(
+    method: Method,
+    order: Order,
+    summary: Summary,
+    blocks: Mapping[Role, tuple[Block, ...]],
+    before: HostLoad,
+    busy: int,
+) -> Pair:
+    stolen, foreign = before.shares(HostLoad.read([os.getpid()]))
+    disturbances = []
+    if stolen > STOLEN_SHARE:
+        disturbances.append("the hypervisor took processor time")
+    if foreign > max(0, len(os.sched_getaffinity(0)) - busy) + CROWDED:
+        disturbances.append("other processes left too few processors")
+    return Pair(
+        method=method,
+        order=order,
+        summary=summary,
+        reference=blocks["reference"],
+        candidate=blocks["candidate"],
+        stolen_share=stolen,
+        foreign_cores=foreign,
+        disturbances=tuple(disturbances),
+    )

@@ -27,7 +27,9 @@ from typing import Any
 import torch._dynamo
 import torch.profiler
 import torch.utils.checkpoint
-import torch.utils.flop_counter  # noqa: F401
+import torch.utils.flop_counter
+
+import harness
 
 PR_SET_PDEATHSIG = 1
 # When one of a group has ended badly, another that ended worse is known within this: sockets of a
@@ -72,11 +74,14 @@ def in_children(
     *,
     deadline_s: float,
     bad: Callable[[Any], bool] = lambda answer: False,
+    meanwhile: Callable[[], None] = lambda: None,
+    every_s: float = 3600.0,
 ) -> list[Ended]:
     """The same for several children at once; how each ended, in order.
 
     When one dies, raises, or gives an answer that is `bad`, the others have `GRACE_S` left. One
-    that has told its end stays until all have: ranks must not see each other leave.
+    that has told its end stays until all have: ranks must not see each other leave. `meanwhile` is
+    called every so many seconds.
     """
     children: list[_Child] = []
     until = time.monotonic() + deadline_s
@@ -84,9 +89,11 @@ def in_children(
         children.extend(_Child(task, stays=len(tasks) > 1) for task in tasks)
         while waiting := [child for child in children if child.told is None]:
             handles = [handle for child in waiting for handle in child.handles]
-            ready = connection.wait(handles, max(0.0, until - time.monotonic()))
-            if not ready:
-                break
+            left_s = until - time.monotonic()
+            if not connection.wait(handles, max(0.0, min(every_s, left_s))):
+                if left_s <= every_s:
+                    break
+                meanwhile()
             for child in waiting:
                 child.listen()
                 if child.told and (child.told["error"] or bad(child.told["answer"])):
@@ -192,7 +199,7 @@ def _child(task: Task, theirs: connection.Connection, log: int, parent: int, sta
     except BaseException as error:
         told = {"answer": None, "error": one_line(error), "traceback": brief_traceback(error)}
     theirs.send_bytes(json.dumps(told).encode())
-    if stays:
+    while stays:
         signal.pause()
     # Nothing of torch's teardown is worth its time in a process that has told all it knows.
     os._exit(0)
@@ -232,5 +239,9 @@ def _stack(log: str) -> tuple[str, ...]:
 
 
 def _in_package(file: str) -> str:
-    """A file's path inside its package, so that torch's own are known; else its name."""
-    return file.partition("/site-packages/")[2] or Path(file).name
+    """A file's path below where torch or this harness is installed; else its name."""
+    for package in (torch, harness):
+        root = Path(package.__file__ or "").parents[1]
+        if Path(file).is_relative_to(root / package.__name__):
+            return str(Path(file).relative_to(root))
+    return Path(file).name

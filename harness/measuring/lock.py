@@ -20,6 +20,8 @@ import pynvml
 from harness.core import StepbenchError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+# How many GPUs a sweep holds whose command has no argument for it, such as `asv run`.
+GPUS = "STEPBENCH_GPUS"
 FOLDER = "stepbench-gpus"  # in the host's folder for temporary files
 
 

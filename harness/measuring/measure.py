@@ -10,21 +10,26 @@ from harness.core import Case, Measurement, Outcome, Record, Round
 from harness.machine import device_type
 from harness.measuring.ranks import guilty, merged
 from harness.measuring.settings import Settings
-from harness.measuring.team import run_ranks
-from harness.stats import parity_difference, step_s
+from harness.measuring.team import crowded, run_ranks, too_few_devices
+from harness.stats import disturbed, parity_difference, step_s
 from harness.store import now
 from harness.training.techniques import (
+    combine,
     other_mathematics,
     plan_of,
     refused,
     tolerance,
     unsupported,
 )
+from harness.training.types import Workload
 from harness.training.workloads import of_case
 
 # CUDA's fused attention and convolutions add up in an order that changes from run to run: the
 # same program gives gradients that differ like accumulation's.
 CUDA_DIFFERENCE = 1e-3
+# Ranks that share their mathematics with other ranks still add up in another order.
+RANKS_DIFFERENCE = 1e-3
+NOT_JUDGED = "it is other mathematics than the baseline"
 
 
 class Stopped(Exception):
@@ -38,13 +43,17 @@ class Stopped(Exception):
 def measure(case: Case, settings: Settings, machine: Mapping[str, Any]) -> Record:
     """Measure a case; whatever goes wrong with it is the record's outcome, never an exception.
 
-    Order is balanced over rounds: baseline first, case first, and again.
+    Order is balanced over rounds: baseline first, case first, and again. A disturbed round is kept,
+    and measured again within the settings' limit.
     """
-    reason = unsupported(case, machine) or refused(of_case(case), case)
+    reason = why_not(case, machine)
     if reason:
         return _record(case, Outcome(kind="unsupported", reason=reason), [])
     rounds: list[Round] = []
-    for index in range(settings.rounds):
+    most = settings.rounds + min(settings.rounds, settings.extra_rounds)
+    for index in range(most):
+        if sum(not disturbed(one) for one in rounds) >= settings.rounds:
+            break
         order: Literal["baseline first", "case first"] = (
             "case first" if index % 4 in (1, 2) else "baseline first"
         )
@@ -57,6 +66,26 @@ def measure(case: Case, settings: Settings, machine: Mapping[str, Any]) -> Recor
     except Stopped as stopped:
         outcome = stopped.outcome
     return _record(case, outcome, rounds)
+
+
+def measure_process(case: Case, settings: Settings, machine: Mapping[str, Any]) -> Measurement:
+    """What one fresh process measured of a case, for whoever pairs processes in its own way.
+
+    Raises:
+        Stopped: there is no number, or it would be wrong.
+        StepbenchError: the workload cannot be loaded.
+    """
+    reason = why_not(case, machine)
+    if reason:
+        raise Stopped(Outcome(kind="unsupported", reason=reason))
+    return _process(case, settings, device_type(machine))
+
+
+def why_not(case: Case, machine: Mapping[str, Any]) -> str | None:
+    """Why the case is `unsupported` here, or None; nothing has started yet."""
+    return (
+        too_few_devices(case, machine) or unsupported(case, machine) or refused(of_case(case), case)
+    )
 
 
 def _record(case: Case, outcome: Outcome, rounds: list[Round]) -> Record:
@@ -107,7 +136,6 @@ def _judged(case: Case, rounds: list[Round], settings: Settings, device: str) ->
 
     Where a technique is other mathematics than the baseline (None as its tolerance), the rest is
     held against one more process with only such techniques; alone, it is reported without judging.
-    A grown batch is held against the baseline on the same batch.
     """
     if any(one.case.counters.counts != rounds[0].case.counters.counts for one in rounds):
         return Outcome(kind="invalid", reason="its operator counts differed between rounds")
@@ -116,15 +144,17 @@ def _judged(case: Case, rounds: list[Round], settings: Settings, device: str) ->
         batch_dependent=bool(rounds[0].case.environment["batch_dependent"]),
         optimizer_kind=str(rounds[0].case.environment["optimizer"]),
     )
-    other = other_mathematics(workload, case.combination)
-    if other == case.combination != case.baseline.combination:
-        return Outcome(kind="ok")
+    reference = _reference(case, workload)
+    if reference.combination == case.combination != case.baseline.combination:
+        return Outcome(kind="ok", reason=f"loss not judged: {NOT_JUDGED}")
     allowed, against = tolerance(workload, case.combination), "the baseline"
     references = [one.baseline for one in rounds]
-    if other.techniques or case.batch_factor > 1:
-        ranks = case.ranks if plan_of(other).distributed else 1
-        reference = replace(case, combination=other, ranks=ranks)
-        references, against = [_process(reference, settings, device)] * len(rounds), str(other)
+    if reference != case.baseline:
+        allowed += tolerance(workload, reference.combination)
+        if reference.combination.techniques.get("parallel"):
+            allowed += RANKS_DIFFERENCE
+        references = [_reference_process(reference, settings, device)] * len(rounds)
+        against = reference.chosen
     difference = max(
         parity_difference(reference, one.case)
         for reference, one in zip(references, rounds, strict=True)
@@ -137,4 +167,29 @@ def _judged(case: Case, rounds: list[Round], settings: Settings, device: str) ->
             reason=f"loss or gradient norm differs from {against}'s by {difference:.1e}, "
             f"more than the {allowed:.1e} that {case.combination} may",
         )
-    return Outcome(kind="ok")
+    return Outcome(kind="ok", reason=crowded(case, rounds[0].case.environment))
+
+
+def _reference(case: Case, workload: Workload) -> Case:
+    """What the case's loss is held against: the baseline, or itself without what is judged.
+
+    Sharding is judged against plain data parallelism on as many ranks where that is other
+    mathematics than one process. A grown batch is taken in as many micro-batches: it would not fit
+    where it would not have to.
+    """
+    names = dict(other_mathematics(workload, case.combination).techniques)
+    if plan_of(combine(names.values())).distributed:
+        names["parallel"] = "ddp"
+    elif case.batch_factor > 1:
+        names["accumulation"] = f"accum{case.batch_factor}"
+    combination = combine(names.values())
+    ranks = case.ranks if plan_of(combination).distributed else 1
+    return replace(case, combination=combination, ranks=ranks)
+
+
+def _reference_process(case: Case, settings: Settings, device: str) -> Measurement:
+    try:
+        return _process(case, settings, device)
+    except Stopped as stopped:
+        reason = f"what its loss is held against gave no number: {case.chosen} {stopped.outcome}"
+        raise Stopped(Outcome(kind="failed", reason=reason)) from stopped

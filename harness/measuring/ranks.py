@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -19,8 +19,18 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore, PrefixStore, Store, TCPStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from harness.core import Jsonable, Measurement, Memory, Outcome, Peak, Rank
+from harness.core import (
+    Communication,
+    DeviceState,
+    Jsonable,
+    Measurement,
+    Memory,
+    Outcome,
+    Peak,
+    Rank,
+)
 from harness.measuring.launch import Ended
+from harness.measuring.probes.device import disturbances
 from harness.stats import relative_difference
 
 # Beyond the deadline of the processes: it is their parent who ends a hanging group.
@@ -28,7 +38,14 @@ PATIENCE_S = 60.0
 # Gradients that were averaged are one and the same; each rank adds up its norm by itself.
 SAME_NORM = 1e-4
 # How torch's backends tell of a peer that has left.
-PEER_LEFT = ("closed by peer", "reset by peer", "Broken pipe", "gloo", "NCCL", "DistBackendError")
+PEER_LEFT = (
+    "closed by peer",
+    "reset by peer",
+    "Broken pipe",
+    "gloo/transport",
+    "ncclRemoteError",
+    "NCCL communicator was aborted",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,21 +82,27 @@ class Group:
 
     Attributes:
         mesh: all ranks in a row; None where there is no process group.
+        backend: what carries collectives; gloo too where tensors on the host need any.
+        hosts: how many hosts the ranks are on.
         host_processes: the ranks on this host, this process among them.
     """
 
-    def __init__(self, place: Place, device: torch.device, deadline_s: float) -> None:
+    def __init__(
+        self, place: Place, device: torch.device, deadline_s: float, *, host_tensors: bool
+    ) -> None:
         self.place, self.device = place, device
         self.mesh: DeviceMesh | None = None
-        self.host_processes = [os.getpid()]
+        self.backend: str | None = None
+        self.hosts, self.host_processes = 1, [os.getpid()]
         if not place.meets:
             return
         if place.file is not None:  # one host: its own name need not lead to it
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        on_device = "cpu:gloo,cuda:nccl" if host_tensors else "nccl"
+        self.backend = on_device if device.type == "cuda" else "gloo"
         store = place.store()
         dist.init_process_group(
-            backend,
+            self.backend,
             store=store,
             rank=place.rank,
             world_size=place.ranks,
@@ -87,14 +110,15 @@ class Group:
             device_id=device if device.type == "cuda" else None,
         )
         self.mesh = init_device_mesh(device.type, (place.ranks,))
-        self.host_processes = self._host_processes(store)
+        self._get_acquainted(store)
 
-    def _host_processes(self, store: Store) -> list[int]:
+    def _get_acquainted(self, store: Store) -> None:
         ranks = range(self.place.ranks)
         mine = [socket.gethostname(), os.getpid()]
         store.set(f"process/{self.place.rank}", json.dumps(mine))
         told = [json.loads(store.get(f"process/{rank}")) for rank in ranks]
-        return [pid for host, pid in told if host == mine[0]]
+        self.hosts = len({host for host, _ in told})
+        self.host_processes = [pid for host, pid in told if host == mine[0]]
 
     def worst(self, value: float) -> float:
         """The largest of the ranks' values; all must ask."""
@@ -115,9 +139,9 @@ class Group:
 
 def merged(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One answer of `worker.measure_case` from those of all ranks, each with a measurement."""
-    if len(answers) == 1:
-        return answers[0]
-    each = [Measurement.from_json(answer["measurement"]) for answer in answers]
+    each = [_with_device(answer) for answer in answers]
+    if len(each) == 1:
+        return {"measurement": each[0].to_json(), "objection": answers[0]["objection"]}
     if reason := _unlike(each):
         return {"outcome": Outcome(kind="failed", reason=reason).to_json()}
     objections = (
@@ -127,6 +151,16 @@ def merged(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
     )
     objection = next(objections, None) or _unsynchronized(each)
     return {"measurement": _one(each).to_json(), "objection": objection}
+
+
+def _with_device(answer: Mapping[str, Any]) -> Measurement:
+    """A rank's measurement, what was seen of its GPU from outside put in."""
+    measurement = Measurement.from_json(answer["measurement"])
+    device = DeviceState.from_json(answer["device"]) if answer.get("device") else None
+    told = [*measurement.disturbances, *disturbances(device)]
+    if retries := measurement.allocation_retries:
+        told.append(f"the allocator was out of memory and tried again ({retries} times)")
+    return replace(measurement, device=device, disturbances=tuple(told))
 
 
 def _unlike(each: Sequence[Measurement]) -> str | None:
@@ -162,7 +196,7 @@ def _one(each: Sequence[Measurement]) -> Measurement:
         counters=each[0].counters,
         disturbances=tuple(dict.fromkeys(line for lines in told for line in lines)),
         host_bytes=sum(one.host_bytes or 0 for one in each),
-        communication=each[0].communication,
+        communication=_mean_communication([one.communication for one in each]),
         ranks=tuple(
             Rank(
                 window_s=one.window_s,
@@ -170,9 +204,25 @@ def _one(each: Sequence[Measurement]) -> Measurement:
                 collective_calls=one.counters.collective_calls,
                 collective_bytes=one.counters.collective_bytes,
                 communication=one.communication,
+                device=one.device,
             )
             for one in each
         ),
+    )
+
+
+def _mean_communication(each: Sequence[Communication | None]) -> Communication | None:
+    told = [one for one in each if one is not None]
+    if not told:
+        return None
+    parts = dict.fromkeys(part for one in told for part in one.exposed_shares)
+    return Communication(
+        step_s=_mean([one.step_s for one in told]),
+        running_s=_mean([one.running_s for one in told]),
+        exposed_s=_mean([one.exposed_s for one in told]),
+        exposed_shares={
+            part: _mean([one.exposed_shares.get(part, 0.0) for one in told]) for part in parts
+        },
     )
 
 
@@ -212,6 +262,8 @@ def guilty(ended: Sequence[Ended]) -> Outcome:
     return replace(outcome, reason=f"{who}{outcome.reason}")
 
 
+# Where a victim stands: in a collective, or where the ruler reads what one gives.
+WAITING_IN = ("torch/", "harness/measuring/")
 # How surely a rank is to blame, surest first.
 RAISED, DIED, STOOD, SAW_ANOTHER_LEAVE, WAITED, RIGHT = range(6)
 
@@ -220,7 +272,7 @@ def _blame(one: Ended) -> int:
     if one.death is None and "outcome" not in one.answer:
         return RIGHT
     if one.stack is not None:
-        waits = not one.stack or one.stack[0].partition("(")[2].startswith("torch/")
+        waits = not one.stack or one.stack[0].partition("(")[2].startswith(WAITING_IN)
         return WAITED if waits else STOOD
     reason = one.death or str(one.answer["outcome"]["reason"])
     if any(words in reason for words in PEER_LEFT):

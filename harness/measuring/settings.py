@@ -11,12 +11,16 @@ from harness.core import Jsonable, StepbenchError
 class Settings(Jsonable):
     """Rounds a case, and the timed steps of each process.
 
+    While disturbed rounds leave fewer than `rounds` quiet ones, more are measured: as many again,
+    but at most `extra_rounds`.
+
     A process times `max_steps` steps, or what fits in `window_s`, but at least `min_steps`. It is
     killed after `deadline_s`, which says how long a case may hang and is not part of a run's
     identity.
     """
 
     rounds: int = 2
+    extra_rounds: int = 2
     max_steps: int = 20
     min_steps: int = 5
     window_s: float = 2.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import version
@@ -48,6 +49,8 @@ def wrong_tree(spelling: str) -> str | None:
     A commit of stepbench itself must bring the harness; one of another project, the workload,
     while the ruler stays what is installed.
     """
+    if name := mixed_module():
+        return f"{name} came from another tree than the rest of the harness, in {_root()}"
     wanted = os.environ.get(PROJECT_TREE)
     if wanted is None:
         return None
@@ -58,6 +61,22 @@ def wrong_tree(spelling: str) -> str | None:
     if came_from.is_relative_to(tree):
         return None
     return f"the {what} came from {came_from}, not from the commit's tree {wanted}"
+
+
+def mixed_module() -> str | None:
+    """A module of the harness that came from another tree than the rest, or None.
+
+    An editable installation finds what the first tree on the path lacks.
+    """
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if (
+            name.startswith("harness.")
+            and file
+            and not Path(file).resolve().is_relative_to(_root())
+        ):
+            return name
+    return None
 
 
 def _own_source(spelling: str) -> Path | None:

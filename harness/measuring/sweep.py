@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -18,7 +17,6 @@ from harness.core import (
     MEASURE_VERSION,
     Calibration,
     Case,
-    Combination,
     Record,
     Run,
     StepbenchError,
@@ -26,18 +24,16 @@ from harness.core import (
 from harness.machine import describe, device_type
 from harness.measuring.calibrate import calibrate
 from harness.measuring.launch import in_child
-from harness.measuring.lock import hold_gpus
+from harness.measuring.lock import GPUS, hold_gpus
 from harness.measuring.measure import measure
 from harness.measuring.settings import Settings
 from harness.measuring.sources import digest_of_harness
+from harness.measuring.team import launcher
 from harness.store import RunFile, new_run_id, now, open_run
-from harness.training.techniques import combine
 
 CALIBRATION_AGE_S = 60.0
 # Asking a driver about its devices, or calibrating them, is a matter of seconds.
 DEADLINE_S = 120.0
-# How many GPUs a sweep holds whose command has no argument for it, such as `asv run`.
-GPUS = "STEPBENCH_GPUS"
 
 
 @cache
@@ -94,7 +90,11 @@ def open_sweep(
             machine=claimed_machine(gpus),
             commit=commit,
             edited=edited,
-            software={"torch": version("torch"), "stepbench_digest": digest_of_harness()},
+            software={
+                "torch": version("torch"),
+                "stepbench_digest": digest_of_harness(),
+                **({"launcher": by} if (by := launcher()) else {}),
+            },
             settings=recorded,
         ),
     )
@@ -124,11 +124,6 @@ def close_sweep(file: RunFile) -> None:
     if any(record.rounds for record in file.records):
         _calibrate(file)
     file.close()
-
-
-def product(choices: Sequence[Sequence[str]]) -> list[Combination]:
-    """Every combination that takes one technique from each list of names; equal ones once."""
-    return list(dict.fromkeys(combine(names) for names in itertools.product(*choices)))
 
 
 def sweep(

@@ -8,22 +8,26 @@ so rounds beside the baseline work over hosts as they do on one.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import os
+import signal
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from harness.core import Case, StepbenchError
+from harness.machine import device_type
 from harness.measuring.caches import cold_caches
-from harness.measuring.launch import Ended, in_child, in_children
+from harness.measuring.launch import Ended, in_children
+from harness.measuring.lock import GPUS, VISIBLE, hold_gpus
 from harness.measuring.preload import preload
+from harness.measuring.probes.device import INTERVAL_S, DeviceSampler
 from harness.measuring.ranks import Place
 from harness.measuring.settings import Settings
 from harness.measuring.worker import measure_case
@@ -52,37 +56,102 @@ def default_ranks(machine: Mapping[str, Any]) -> int:
     return len(machine["gpus"]) or min(2, int(machine["cores"]))
 
 
-def run_ranks(case: Case, settings: Settings, device: str) -> list[Ended]:
-    """How each rank's fresh process ended, in order of rank.
+def devices_here(ranks: int) -> int:
+    """How many of a case's ranks this host runs."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if under_torchrun() else ranks
 
-    Raises:
-        StepbenchError: torchrun started another number of processes than the case has ranks.
-    """
-    preload(imports(case.combination))
+
+def launcher() -> str | None:
+    """By what the ranks of a run are launched, where it is not by this process alone."""
+    if not under_torchrun():
+        return None
+    return f"torchrun, {os.environ['WORLD_SIZE']} processes on {os.environ['GROUP_WORLD_SIZE']}"
+
+
+def require_ranks(cases: Iterable[Case]) -> None:
+    """StepbenchError unless torchrun started as many processes as the cases have ranks."""
+    if not under_torchrun():
+        return
+    started = int(os.environ["WORLD_SIZE"])
+    for case in cases:
+        if plan_of(case.combination).distributed and case.ranks != started:
+            raise StepbenchError(
+                f"--ranks {case.ranks}: torchrun started {started} processes; leave --ranks out, "
+                "or start as many"
+            )
+
+
+def too_few_devices(case: Case, machine: Mapping[str, Any]) -> str | None:
+    """Why there are not enough GPUs for the case's ranks, or None."""
+    held, needed = len(machine["gpus"]), devices_here(case.ranks)
+    if device_type(machine) == "cpu" or case.ranks == 1 or needed <= held:
+        return None
+    return (
+        f"{needed} ranks need as many GPUs; this sweep holds {held} (under asv it is {GPUS} that "
+        "says how many)"
+    )
+
+
+def crowded(case: Case, environment: Mapping[str, Any]) -> str | None:
+    """What the number of a case with more ranks than processors does not mean, or None."""
+    cores = len(os.sched_getaffinity(0))
+    if environment["device"] != "cpu" or devices_here(case.ranks) <= cores:
+        return None
+    return f"{case.ranks} ranks shared {cores} processors: as many devices would be faster"
+
+
+def run_ranks(case: Case, settings: Settings, device: str) -> list[Ended]:
+    """How each rank's fresh process ended, in order of rank."""
     together = plan_of(case.combination).distributed
     ranks = case.ranks if together else 1
     if under_torchrun():
         return _elastic().lead(case, settings, device, ranks, together)
-    with tempfile.TemporaryDirectory() as folder, cold_caches():
+    with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / "meeting") if together else None
-        places = (Place(rank=r, ranks=ranks, device=r, file=file) for r in range(ranks))
-        tasks = [
-            (measure_case, case.to_json(), settings, device, place.to_json()) for place in places
-        ]
-        return in_children(
-            tasks, deadline_s=settings.deadline_s, bad=lambda told: "outcome" in told
+        places = [Place(rank=r, ranks=ranks, device=r, file=file) for r in range(ranks)]
+        return _fork(case, settings, device, places)
+
+
+def _fork(case: Case, settings: Settings, device: str, places: Sequence[Place]) -> list[Ended]:
+    """A fresh process for each place, and the state of its GPU meanwhile beside its answer."""
+    preload(imports(case.combination))
+    tasks = [(measure_case, case.to_json(), settings, device, one.to_json()) for one in places]
+    samplers = [DeviceSampler(one.device) for one in places] if device == "cuda" else []
+
+    def sample() -> None:
+        for sampler in samplers:
+            sampler.sample()
+
+    with cold_caches():
+        ended = in_children(
+            tasks,
+            deadline_s=settings.deadline_s,
+            bad=lambda told: "outcome" in told,
+            meanwhile=sample,
+            every_s=INTERVAL_S,
         )
+    for sampler, one in zip(samplers, ended, strict=False):
+        if one.answer and "window_at" in one.answer:
+            began_s, ended_s = one.answer["window_at"]
+            state = sampler.between(began_s, ended_s, own=[one.answer["process"]])
+            one.answer["device"] = state.to_json() if state else None
+    return ended
 
 
-def follow() -> None:
-    """Fork what torchrun's rank 0 posts, until it says that it is done."""
-    _elastic().follow()
+def follow() -> int:
+    """Fork what torchrun's rank 0 posts, until it says that it is done: its exit code.
+
+    Agents on other hosts would wait minutes for a process that ends as the only one.
+    """
+    # Waiting for a store is no Python: a handler would never run.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return _elastic().follow()
 
 
-def dismiss() -> None:
-    """Tell torchrun's other processes that nothing follows; nothing to do without torchrun."""
+def dismiss(exit_code: int) -> None:
+    """Have torchrun's other processes end as this one will; nothing to do without torchrun."""
     if under_torchrun():
-        _elastic().post(None)
+        _elastic().post({"exit_code": exit_code})
 
 
 @cache
@@ -94,8 +163,8 @@ class _Elastic:
     """One of torchrun's processes, by the environment that it gave them."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        self.rank, self.ranks = int(environ["RANK"]), int(environ["WORLD_SIZE"])
-        self.device = int(environ["LOCAL_RANK"])
+        self.rank, self.host_index = int(environ["RANK"]), int(environ["GROUP_RANK"])
+        self.device, self.ranks_here = int(environ["LOCAL_RANK"]), devices_here(1)
         self.host, self.port = environ["MASTER_ADDR"], int(environ["MASTER_PORT"])
         # A restart of torchrun's meets at the same store: what was posted before is not its own.
         self.prefix = f"stepbench/{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
@@ -109,10 +178,7 @@ class _Elastic:
         self, case: Case, settings: Settings, device: str, ranks: int, together: bool
     ) -> list[Ended]:
         """Post the case, run rank 0's part of it, and gather how all ended."""
-        if together and ranks != self.ranks:
-            raise StepbenchError(
-                f"{case}: torchrun started {self.ranks} processes; name that many by --ranks"
-            )
+        self._share_gpus()
         place = Place(ranks=ranks, host=self.host if together else None, port=self.port)
         task = {
             "case": case.to_json(),
@@ -128,19 +194,32 @@ class _Elastic:
         self.store.wait(keys, limit)
         return [own, *(Ended(**json.loads(self.store.get(key))) for key in keys)]
 
-    def follow(self) -> None:
+    def follow(self) -> int:
         """Run this rank's part of each case that takes one."""
-        for at in itertools.count():
+        self._share_gpus()
+        at = -1
+        while True:
+            at += 1
             self.store.wait([f"task/{at}"], FOR_EVER)
             task = json.loads(self.store.get(f"task/{at}"))
-            if task is None:
-                return
+            if "exit_code" in task:
+                return int(task["exit_code"])
             if self.rank < task["place"]["ranks"]:
                 ended = dataclasses.asdict(self._run(task, at))
                 self.store.set(f"answer/{at}/{self.rank}", json.dumps(ended))
 
-    def post(self, task: dict[str, Any] | None) -> int:
-        """Post a task, or None for the end; its number."""
+    def _share_gpus(self) -> None:
+        """Let the first process of each host hold its GPUs, and the others there see the same."""
+        key = f"gpus/{self.host_index}"
+        if self.device == 0:
+            if torch.version.cuda:
+                hold_gpus(self.ranks_here)
+            self.store.set(key, os.environ.get(VISIBLE, ""))
+        elif visible := self.store.get(key).decode():
+            os.environ[VISIBLE] = visible
+
+    def post(self, task: dict[str, Any]) -> int:
+        """Post a task, or the end; its number."""
         at, self.posted = self.posted, self.posted + 1
         self.store.set(f"task/{at}", json.dumps(task))
         return at
@@ -152,14 +231,9 @@ class _Elastic:
             "device": self.device,
             "prefix": f"{self.prefix}/group/{at}",
         }
-        settings = Settings.from_json(task["settings"])
-        preload(imports(Case.from_json(task["case"]).combination))
-        with cold_caches():
-            return in_child(
-                measure_case,
-                task["case"],
-                settings,
-                task["device"],
-                place,
-                deadline_s=settings.deadline_s,
-            )
+        return _fork(
+            Case.from_json(task["case"]),
+            Settings.from_json(task["settings"]),
+            task["device"],
+            [Place.from_json(place)],
+        )[0]

@@ -8,6 +8,7 @@ import platform
 import statistics
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,20 +27,21 @@ from harness.core import (
 )
 from harness.measuring.launch import brief_traceback, one_line
 from harness.measuring.probes import counters, memory
-from harness.measuring.probes.communication import watched_step
+from harness.measuring.probes.communication import STEPS as WATCHED_STEPS
+from harness.measuring.probes.communication import watched_steps
 from harness.measuring.probes.compilation import compilation, compiled_calls
 from harness.measuring.probes.elements import elements
 from harness.measuring.probes.loading import Boundary, epoch_boundary
 from harness.measuring.probes.parity import Parity
 from harness.measuring.probes.surroundings import HostLoad
-from harness.measuring.probes.timing import Window, synchronize, time_steps
+from harness.measuring.probes.timing import Marks, Window, marked, synchronize, time_steps
 from harness.measuring.ranks import Group, Place
 from harness.measuring.settings import Settings
 from harness.measuring.sources import digest_of_harness, digest_of_workload, versions, wrong_tree
 from harness.training.build import batch_dependent, build, optimizer_kind
 from harness.training.data import Batches, HostBatch, data_digest
 from harness.training.step import train_step
-from harness.training.techniques import chosen_techniques, imports, inside_the_model
+from harness.training.techniques import chosen_techniques, imports, inside_the_model, plan_of
 from harness.training.types import Loop, Site, Unsupported, Workload
 from harness.training.workloads import of_case
 
@@ -47,11 +49,17 @@ PARITY_STEPS = 5
 WARMUP_FLOOR, WARMUP_CAP = 2, 10
 # A step this much over the fastest so far is still warming up.
 STEADY = 1.1
+ALONE, DEADLINE_S = Place(), Settings().deadline_s
 # A window with a skipped step is timed again so often.
 WINDOW_TRIES = 3
 
 # What torch raises as a plain RuntimeError: its CPU allocator, the driver, cuBLAS and cuDNN.
-OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "STATUS_ALLOC_FAILED",
+    "Cuda failure 2 'out of memory'",  # NCCL's
+)
 
 
 def measure_case(
@@ -60,11 +68,36 @@ def measure_case(
     """Measure one case in this process, which must be fresh, as one rank of its group.
 
     Returns:
-        `{"measurement": …}`, to which `"objection"` adds why the number would be wrong; or
+        `{"measurement": …}`, to which `"objection"` adds why the number would be wrong, and
+        `"window_at"` and `"process"` when (`time.monotonic()`) and where the window was; or
         `{"outcome": …}` where there is no number.
     """
-    case = Case.from_json(case_json)
+
+    def work(subject: Subject) -> dict[str, Any]:
+        measurement, objection = subject.measure(settings)
+        return {
+            "measurement": measurement.to_json(),
+            "objection": objection,
+            "window_at": subject.window_at,
+            "process": os.getpid(),
+        }
+
     place = Place.from_json(place_json)
+    return with_subject(case_json, device_type, work, place, settings.deadline_s)
+
+
+def with_subject(
+    case_json: dict[str, Any],
+    device_type: str,
+    work: Callable[[Subject], dict[str, Any]],
+    place: Place = ALONE,
+    deadline_s: float = DEADLINE_S,
+) -> dict[str, Any]:
+    """What `work` answers about the case's subject, or `{"outcome": …}` where something forbids it.
+
+    This process must be fresh.
+    """
+    case = Case.from_json(case_json)
     cuda = device_type == "cuda"
     device = torch.device("cuda", place.device) if cuda else torch.device("cpu")
     if reason := wrong_tree(case.workload):
@@ -78,15 +111,14 @@ def measure_case(
         torch.cuda.set_device(device)
     subject = Subject(case, device, place)
     try:
-        subject.join(settings.deadline_s)
-        measurement, objection = subject.measure(settings)
+        subject.join(deadline_s)
+        return work(subject)
     except Unsupported as error:
         return {"outcome": Outcome(kind="unsupported", reason=str(error)).to_json()}
     except StepbenchError as error:
         return {"outcome": Outcome(kind="failed", reason=str(error)).to_json()}
     except Exception as error:
         return {"outcome": subject.outcome_of(error).to_json()}
-    return {"measurement": measurement.to_json(), "objection": objection}
 
 
 class Subject:
@@ -98,6 +130,8 @@ class Subject:
     first: HostBatch
     workload: Workload
     boundary: Boundary
+    window_at: tuple[float, float]
+    allocation_retries: int
 
     def __init__(self, case: Case, device: torch.device, place: Place) -> None:
         self.case, self.device, self.place = case, device, place
@@ -108,7 +142,8 @@ class Subject:
 
     def join(self, deadline_s: float) -> None:
         """Meet the other ranks, where there are any."""
-        self.group = Group(self.place, self.device, deadline_s)
+        offloads = plan_of(self.case.combination).offloads
+        self.group = Group(self.place, self.device, deadline_s, host_tensors=offloads)
 
     def measure(self, settings: Settings) -> tuple[Measurement, str | None]:
         """The measurement, and why it would be wrong to believe it (or None)."""
@@ -129,6 +164,7 @@ class Subject:
         pause_s, counted = self._count()
         counted = dataclasses.replace(counted, learning_rates=tuple(parity.learning_rates))
         communication = self._communication()
+        self.group.worst(0.0)  # none leaves while another still needs it
         measurement = Measurement(
             **dataclasses.asdict(window),
             tokens=tokens,
@@ -153,6 +189,7 @@ class Subject:
             epoch_pause_s=pause_s,
             host_bytes=host_bytes,
             communication=communication,
+            allocation_retries=self.allocation_retries,
             compilation=compiled,
             unproved=inside_the_model(self.case.combination) if compiled else (),
         )
@@ -164,6 +201,28 @@ class Subject:
         still = None if counted.parameters_changed else "the update changed no parameter"
         objections = (parity.objection(), wrong_window, still, *proofs)
         return measurement, next(filter(None, objections), None)
+
+    def prepare(self) -> float:
+        """Build and warm up for `block`, without a measurement; seconds of a warm step."""
+        probe = memory.memory_probe(self.device)
+        self._build()
+        self._parity(probe)
+        return self._warm_up()
+
+    def block(self, steps: int) -> Window:
+        """Time some steps after one that is dropped.
+
+        Raises:
+            StepbenchError: the loss scaler skipped a timed step, whenever it was tried.
+        """
+        self.phase = "other"
+        for _ in range(WINDOW_TRIES):
+            self._step()
+            scale = self.loop.loss_scale()
+            window = time_steps(self._step, steps, self.device)
+            if self.loop.loss_scale() >= scale:
+                return window
+        raise StepbenchError(f"the loss scaler skipped a timed step {WINDOW_TRIES} times")
 
     def outcome_of(self, error: Exception) -> Outcome:
         """`oom` with its phase, or `failed`, from what ended the measurement."""
@@ -187,6 +246,8 @@ class Subject:
             rank=self.place.rank,
             mesh=self.group.mesh,
         )
+        self.marks = Marks(self.device)
+        self.marked_loop = marked(self.loop, self.marks)
         self.batches = Batches(
             self.workload, self.site.plan, part=(self.place.rank, self.site.replicas)
         )
@@ -204,7 +265,9 @@ class Subject:
         return host
 
     def _step(self) -> None:
-        train_step(self.loop, self._next(), self.site)
+        host = self._next()
+        self.marks.mark("data")
+        train_step(self.marked_loop, host, self.site)
 
     def _parity(self, probe: memory.MemoryProbe) -> tuple[Parity, Peak]:
         self.phase = "warm-up"
@@ -267,8 +330,18 @@ class Subject:
             self.tokens.clear()
             processes = self.group.host_processes
             scale, load_before = self.loop.loss_scale(), HostLoad.read(processes)
+            retries = self._allocation_retries()
             self.group.worst(0.0)  # all begin together
-            window = time_steps(self._step, steps, self.device)
+            began_s = time.monotonic()
+            window = time_steps(
+                self._step,
+                steps,
+                self.device,
+                marks=self.marks,
+                marks_a_step=3 + 3 * self.site.plan.micro_batches,
+            )
+            self.window_at = (began_s, time.monotonic())
+            self.allocation_retries = self._allocation_retries() - retries
             disturbances = load_before.disturbances(HostLoad.read(processes))
             wrong = window.objection()
             if self.loop.loss_scale() < scale:
@@ -276,6 +349,11 @@ class Subject:
             if not self.group.worst(bool(wrong)):
                 return window, disturbances, None
         return window, disturbances, wrong
+
+    def _allocation_retries(self) -> int:
+        if self.device.type != "cuda":
+            return 0
+        return int(torch.cuda.memory_stats(self.device)["num_alloc_retries"])
 
     def _steady_memory(self, probe: memory.MemoryProbe) -> tuple[Peak, dict[str, int]]:
         categories: dict[str, int] = {}
@@ -310,8 +388,12 @@ class Subject:
             pinned=any(leaf.is_pinned() for leaf in tree_leaves(self.first)),
             **elements(self.loop),
         )
+        # Each rank sees its shard and its micro-batches only.
+        changed = bool(self.group.worst(counted.parameters_changed))
         shares = self.group.mean(counted.shares)
-        return boundary.pause_s, dataclasses.replace(counted, shares=shares)
+        return boundary.pause_s, dataclasses.replace(
+            counted, shares=shares, parameters_changed=changed
+        )
 
     def _compiled_calls(self) -> int:
         if compilation() is None:
@@ -323,8 +405,10 @@ class Subject:
         """How much of a step's collectives nothing hid; None where there is no group."""
         if self.group.mesh is None:
             return None
-        self.steps_run += 1
-        return watched_step(lambda: train_step(self.loop, self.first, self.site), self.device)
+        self.steps_run += WATCHED_STEPS + 1
+        return watched_steps(
+            self.loop, lambda loop: train_step(loop, self.first, self.site), self.device
+        )
 
     def _environment(self) -> dict[str, Any]:
         cuda = self.device.type == "cuda"
@@ -342,7 +426,8 @@ class Subject:
             "optimizer": optimizer_kind(self.workload),
             **versions(imports(self.case.combination)),
             "threads": torch.get_num_threads(),
-            "backend": torch.distributed.get_backend() if self.group.mesh else None,
+            "backend": self.group.backend,
+            "hosts": self.group.hosts,
             "allocator": os.environ.get("PYTORCH_ALLOC_CONF")
             or os.environ.get("PYTORCH_CUDA_ALLOC_CONF"),
         }

@@ -186,7 +186,7 @@ def _refuse(old: Run, new: Run, differs: Mapping[str, str], may_differ: frozense
 def _pair(old: Record, new: Record, differs: Mapping[str, str]) -> Pair:
     if not (old.outcome.ok and new.outcome.ok):
         return Pair(case=old.case, old=old.outcome, new=new.outcome, figures=None, notes=())
-    ours, theirs = ([one.case for one in record.rounds] for record in (old, new))
+    ours, theirs = ([one.case for one in stats.judged(record)] for record in (old, new))
     key = _unlike(ours[0], theirs[0], differs)
     disturbed = dict.fromkeys(stats.disturbances(old) + stats.disturbances(new))
     notes = [key] if key else [f"disturbed: {one}" for one in disturbed]

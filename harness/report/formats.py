@@ -62,6 +62,11 @@ def difference(value: float | None) -> str:
     return "0" if value == 0 else f"{value:.1e}"
 
 
+def known(value: float | None) -> str:
+    """A number to three digits, or nothing where it is not known."""
+    return "" if value is None else _digits(value, 3)
+
+
 def rate(per_s: float) -> str:
     """A throughput per second, to three digits and with thousands set apart."""
     return _digits(per_s, 3)

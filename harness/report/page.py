@@ -12,10 +12,19 @@ from string import Template
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from harness.report import formats, front, matrix
+from harness.report import budget, formats, front, matrix
 from harness.report.drawing import measured, safe
 from harness.report.rows import Table, tables
-from harness.report.tables import LEGEND, RANK_LEGEND, caption, grid, rank_grid
+from harness.report.tables import (
+    BUDGET_LEGEND,
+    DEVICE_LEGEND,
+    LEGEND,
+    RANK_LEGEND,
+    caption,
+    device_grid,
+    grid,
+    rank_grid,
+)
 from harness.store import RunFile
 
 PAGE = "techniques.html"
@@ -107,21 +116,27 @@ def _one_run(table: Table) -> str:
             "<h3>Every case</h3>",
             f'<div class="scroll">{text}</div>',
             '<ul class="notes">' + "".join(f"<li>{safe(note)}</li>" for note in notes) + "</ul>",
-            *(f'<p class="quiet">{safe(line)}</p>' for line in LEGEND),
-            *_each_rank(table),
+            *map(_quiet, LEGEND),
+            *_further(table),
         ]
     )
 
 
-def _each_rank(table: Table) -> list[str]:
-    text = rank_grid(table, "html", formats.plain)
-    if text is None:
-        return []
-    return [
-        "<h3>Each rank</h3>",
-        f'<div class="scroll">{text}</div>',
-        f'<p class="quiet">{safe(RANK_LEGEND)}</p>',
-    ]
+def _further(table: Table) -> list[str]:
+    parts = []
+    if (budgets := budget.draw(table)) is not None:
+        parts += ["<h3>Step budget</h3>", _quiet(BUDGET_LEGEND), _drawing(budgets)]
+    if text := rank_grid(table, "html", formats.plain):
+        grid_of_ranks = f'<div class="scroll">{text}</div>'
+        parts += ["<h3>Each rank</h3>", grid_of_ranks, _quiet(RANK_LEGEND)]
+    if text := device_grid(table, "html", formats.plain):
+        states = f'<div class="scroll">{text}</div>'
+        parts += ["<h3>The GPU meanwhile</h3>", states, _quiet(DEVICE_LEGEND)]
+    return parts
+
+
+def _quiet(line: str) -> str:
+    return f'<p class="quiet">{safe(line)}</p>'
 
 
 def _drawings(table: Table) -> list[str]:

@@ -12,8 +12,12 @@ from typing import Any
 
 from harness import stats
 from harness.core import Calibration, Case, Compilation, Measurement, Outcome, Record, Round, Run
+from harness.report.utilization import peak_flops_per_s, utilization
 from harness.stats import Estimate
 from harness.store import RunFile
+
+# What a step's time goes to, in order.
+PARTS = ("data", "forward", "backward", "communication", "update", "rest")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,8 +26,10 @@ class Figures:
 
     `peak_bytes` is the steady step's allocated peak, `working_bytes` the part of it that is
     neither parameters nor optimizer state, `data_wait_share` the part of a step that
-    waited for its batch. A record from before loading was
-    observed has None for its figures.
+    waited for its batch. `budget` are the seconds of `step_s` that each part of a step takes,
+    "communication" being what collectives add to the others without being hidden. A record from
+    before any of this was observed has None for its figures. `set_aside` rounds were disturbed and
+    are in none of them. `utilization` is MFU, where the hardware's peak is known.
     """
 
     step_s: float
@@ -37,9 +43,28 @@ class Figures:
     host_bytes: float | None
     epoch_pause_s: float | None
     disturbances: tuple[str, ...]
+    utilization: float | None = None
+    set_aside: int = 0
+    set_aside_because: tuple[str, ...] = ()
+    device: DeviceFigures | None = None
     ranks: RankFigures | None = None
+    budget: Mapping[str, float] | None = None
     compilation: Compilation | None = None  # of the round that took longest
     unproved: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFigures:
+    """Of the GPU during the windows, medians over rounds; the temperature is the highest.
+
+    `energy_j` is its mean power times a step's time; None where it tells no power.
+    """
+
+    clock_mhz: float | None
+    temperature_c: float | None
+    power_w: float | None
+    energy_j: float | None
+    throttle_reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +124,7 @@ def tables(file: RunFile) -> list[Table]:
 
 def _table(file: RunFile, workload: str, records: Sequence[Record]) -> Table:
     baseline = Case(workload=workload)
-    rows = [_row(record) for record in records]
+    rows = [_row(record, file.run.machine) for record in records]
     measured = [record for record in records if record.outcome.ok]
     if measured and all(row.case != baseline for row in rows):
         rows.append(_baseline_row(baseline, measured))
@@ -117,16 +142,29 @@ def _table(file: RunFile, workload: str, records: Sequence[Record]) -> Table:
     )
 
 
-def _row(record: Record) -> Row:
+def _row(record: Record, machine: Mapping[str, Any]) -> Row:
     if not record.outcome.ok:
         return Row(case=record.case, outcome=record.outcome, figures=None)
+    judged = stats.judged(record)
+    processes = [one.case for one in judged]
+    aside = [one for one in record.rounds if one not in judged]
+    medians = _medians(processes)
+    flops = max(one.baseline.counters.flops for one in judged) * record.case.batch_factor
+    precision = record.case.combination.techniques.get("precision", "fp32")
     figures = Figures(
-        **_medians([one.case for one in record.rounds]),
+        **medians,
+        utilization=utilization(
+            flops, medians["step_s"], record.case.ranks, peak_flops_per_s(machine, precision)
+        ),
         speedup=stats.speedup(record),
         memory_ratio=stats.memory_ratio(record),
         loss_difference=stats.loss_difference(record) if record.case.batch_factor == 1 else None,
         disturbances=stats.disturbances(record),
-        ranks=_rank_figures([one.case for one in record.rounds]),
+        set_aside=len(aside),
+        set_aside_because=stats.disturbances(record, aside),
+        device=_device_figures(processes),
+        ranks=_rank_figures(processes),
+        budget=_budget(processes),
         compilation=_slowest([one.case.compilation for one in record.rounds]),
         unproved=record.rounds[0].case.unproved,
     )
@@ -136,8 +174,10 @@ def _row(record: Record) -> Row:
 def _baseline_row(case: Case, records: Sequence[Record]) -> Row:
     """The baseline as all rounds saw it, where the run has no record of the baseline itself."""
     one = Estimate(median=1.0, low=None, high=None, rounds=sum(len(r.rounds) for r in records))
+    processes = [each.baseline for record in records for each in record.rounds]
     figures = Figures(
-        **_medians([each.baseline for record in records for each in record.rounds]),
+        **_medians(processes),
+        budget=_budget(processes),
         speedup=one,
         memory_ratio=one,
         loss_difference=0.0,
@@ -163,6 +203,44 @@ def _medians(processes: Sequence[Measurement]) -> dict[str, Any]:
         "host_bytes": median(lambda one: one.host_bytes or 0) if observed else None,
         "epoch_pause_s": median(lambda one: one.epoch_pause_s or 0.0) if observed else None,
     }
+
+
+def _budget(processes: Sequence[Measurement]) -> dict[str, float] | None:
+    """Seconds of the median step by part; their shares are means over rounds."""
+    if not all(process.parts_s for process in processes):
+        return None
+    step_s = statistics.median(map(stats.step_s, processes))
+    shares = [_shares(process) for process in processes]
+    return {part: step_s * statistics.fmean(one.get(part, 0.0) for one in shares) for part in PARTS}
+
+
+def _shares(process: Measurement) -> dict[str, float]:
+    """Parts of all timed steps' time, each less what was exposed communication in it."""
+    total_s = sum(process.step_s)
+    shares = {part: sum(times) / total_s for part, times in process.parts_s.items()}
+    exposed = process.communication.exposed_shares if process.communication else {}
+    moved = {part: shares[part] * share for part, share in exposed.items()}
+    kept = {part: share - moved.get(part, 0.0) for part, share in shares.items()}
+    return kept | {"communication": sum(moved.values())}
+
+
+def _device_figures(processes: Sequence[Measurement]) -> DeviceFigures | None:
+    """None where no GPU told its state."""
+    seen = [(one.device, stats.step_s(one)) for one in processes if one.device]
+    if not seen:
+        return None
+    clocks = [state.clock_mhz for state, _ in seen if state.clock_mhz is not None]
+    heats = [state.temperature_c for state, _ in seen if state.temperature_c is not None]
+    powers = [state.power_w for state, _ in seen if state.power_w is not None]
+    energies = [state.power_w * step_s for state, step_s in seen if state.power_w is not None]
+    reasons = dict.fromkeys(reason for state, _ in seen for reason in state.throttle_reasons)
+    return DeviceFigures(
+        clock_mhz=statistics.median(clocks) if clocks else None,
+        temperature_c=max(heats, default=None),
+        power_w=statistics.median(powers) if powers else None,
+        energy_j=statistics.median(energies) if energies else None,
+        throttle_reasons=tuple(reasons),
+    )
 
 
 def _rank_figures(processes: Sequence[Measurement]) -> RankFigures | None:

@@ -11,7 +11,8 @@ from tabulate import tabulate
 
 from harness import machine
 from harness.report import formats, series
-from harness.report.rows import Figures, RankFigures, Row, Table, tables
+from harness.report.rows import PARTS, DeviceFigures, Figures, RankFigures, Row, Table, tables
+from harness.report.utilization import legend
 from harness.stats import MINIMUM_ROUNDS_FOR_INTERVAL
 from harness.store import RunFile
 
@@ -49,13 +50,34 @@ RANK_COLUMNS: dict[str, Callable[[RankFigures], str]] = {
     "collectives a step": lambda one: formats.collectives(one.collectives),
     "exposed": lambda one: "" if one.exposed_share is None else f"{one.exposed_share:.0%}",
 }
+# Shown where a GPU told its state.
+DEVICE_COLUMNS: dict[str, Callable[[DeviceFigures], str]] = {
+    "J a step": lambda one: formats.known(one.energy_j),
+    "W": lambda one: formats.known(one.power_w),
+    "MHz": lambda one: formats.known(one.clock_mhz),
+    "at most °C": lambda one: formats.known(one.temperature_c),
+    "clock limited by": lambda one: ", ".join(one.throttle_reasons),
+}
+DEVICE_LEGEND = (
+    "The GPU during the windows, as its driver told it: energy of a step is its mean power times "
+    "the step's time. A power cap is how a busy GPU runs; thermal and hardware limits disturb."
+)
+BUDGET_LEGEND = (
+    "Step budget in ms, adding up to the step: waiting for the batch, forward, backward, what "
+    "collectives add unhidden, the optimizer's update, the rest (moving micro-batches, the loop)."
+)
 RANK_LEGEND = (
     "Each rank: what the one with the largest peak holds, peaks in MiB; collectives by kind with "
-    "the MiB of the whole tensors; exposed: part of a profiled step in which one ran and nothing "
-    "was computed. Global batch xN: weak scaling, its speed-up is of throughput."
+    "the MiB of the whole tensors; exposed: part of profiled steps in which one ran, a late rank "
+    "was waited for, and nothing was computed (mean over ranks). Global batch xN: weak scaling, "
+    "its speed-up is of throughput."
 )
+# Shown where the hardware's peak is known.
+MFU_COLUMN: dict[str, Callable[[Figures], str]] = {
+    "MFU": lambda one: "" if one.utilization is None else f"{one.utilization:.1%}",
+}
 WAITING_SHARE = 0.05
-LEFT = ("combination", "outcome", "speed-up", "collectives a step")
+LEFT = ("combination", "outcome", "speed-up", "collectives a step", "clock limited by")
 
 LEGEND = (
     "speed-up: baseline step time / the case's, median over paired rounds [95% interval], above 1 "
@@ -115,13 +137,36 @@ def grid(table: Table, style: str, clean: Callable[[str], str]) -> tuple[str, li
     """The table in one of tabulate's styles, and the cleaned notes its outcomes refer to."""
     notes: dict[str, int] = {}
     columns = COLUMNS | (LOADING_COLUMNS if _loading_matters(table) else {})
+    if legend(table.run.machine):
+        columns = columns | MFU_COLUMN
     if any(row.figures and row.figures.compilation for row in table.rows):
         columns |= COMPILE_COLUMNS
     cells = [_cells(row, columns, notes, clean) for row in table.rows]
-    headers = ["combination", "outcome", *columns]
-    sides = ["left" if header in LEFT else "right" for header in headers]
-    text = tabulate(cells, headers, style, colalign=sides, disable_numparse=True)
-    return text, [f"[{number}] {clean(note)}" for note, number in notes.items()]
+    text = _grid(["combination", "outcome", *columns], cells, style) or ""
+    told = [f"[{number}] {clean(note)}" for note, number in notes.items()]
+    if convention := legend(table.run.machine):
+        told.append(clean(convention))
+    return text, told
+
+
+def budget_grid(table: Table, style: str, clean: Callable[[str], str]) -> str | None:
+    """Where the time of each case's step goes; None where no step was marked inside."""
+    cells = [
+        [clean(row.name), *(formats.milliseconds(budget[part]) for part in PARTS)]
+        for row in table.rows
+        if row.figures and (budget := row.figures.budget)
+    ]
+    return _grid(["combination", *PARTS], cells, style)
+
+
+def device_grid(table: Table, style: str, clean: Callable[[str], str]) -> str | None:
+    """The GPU's state beside each case; None where none was told."""
+    cells = [
+        [clean(row.name), *(clean(show(state)) for show in DEVICE_COLUMNS.values())]
+        for row in table.rows
+        if row.figures and (state := row.figures.device)
+    ]
+    return _grid(["combination", *DEVICE_COLUMNS], cells, style)
 
 
 def rank_grid(table: Table, style: str, clean: Callable[[str], str]) -> str | None:
@@ -131,17 +176,33 @@ def rank_grid(table: Table, style: str, clean: Callable[[str], str]) -> str | No
         for row in table.rows
         if row.figures and (ranks := row.figures.ranks)
     ]
-    headers = ["combination", *RANK_COLUMNS]
-    sides = ["left" if header in LEFT else "right" for header in headers]
+    return _grid(["combination", *RANK_COLUMNS], cells, style)
+
+
+def _grid(headers: list[str], cells: list[list[str]], style: str) -> str | None:
     if not cells:
         return None
+    sides = ["left" if header in LEFT else "right" for header in headers]
     return tabulate(cells, headers, style, colalign=sides, disable_numparse=True)
+
+
+def _further(table: Table, style: str, clean: Callable[[str], str]) -> list[tuple[str, str]]:
+    """The tables below the main one, each with its legend."""
+    grids = (
+        (budget_grid(table, style, clean), BUDGET_LEGEND),
+        (rank_grid(table, style, clean), RANK_LEGEND),
+        (device_grid(table, style, clean), DEVICE_LEGEND),
+    )
+    return [(text, legend) for text, legend in grids if text]
 
 
 def _terminal(table: Table) -> str:
     text, notes = grid(table, "simple", formats.plain)
-    ranks = rank_grid(table, "simple", formats.plain)
-    below = ["", ranks, "", RANK_LEGEND] if ranks else []
+    below = [
+        line
+        for more, legend in _further(table, "simple", formats.plain)
+        for line in ("", more, "", legend)
+    ]
     return "\n".join([*caption(table), "", text, "", *notes, *LEGEND, *below])
 
 
@@ -149,8 +210,8 @@ def _markdown(table: Table) -> str:
     text, notes = grid(table, "pipe", formats.markdown)
     workload, *how = (formats.markdown(line) for line in caption(table))
     parts = ["  \n".join([f"**{workload}**", *how]), text, "  \n".join([*notes, *LEGEND])]
-    if ranks := rank_grid(table, "pipe", formats.markdown):
-        parts += [ranks, RANK_LEGEND]
+    for more in _further(table, "pipe", formats.markdown):
+        parts += more
     return "\n\n".join(parts)
 
 
@@ -170,15 +231,20 @@ def _cells(
 ) -> list[str]:
     """One row as text; the reason behind its outcome goes into `notes`, once."""
     figures = row.figures
-    phase, note = row.outcome.phase, row.outcome.reason
+    phase, told = row.outcome.phase, [row.outcome.reason] if row.outcome.reason else []
     outcome = f"{row.outcome.kind} in {phase}" if phase else str(row.outcome.kind)
     if figures and figures.disturbances:
-        outcome, note = "ok, disturbed", "disturbed: " + "; ".join(figures.disturbances)
+        outcome = "ok, disturbed"
+        told.append("disturbed: " + "; ".join(figures.disturbances))
+    elif figures and figures.set_aside:
+        rounds = formats.span([figures.set_aside], "round")
+        because = "; ".join(figures.set_aside_because)
+        told.append(f"{rounds} disturbed, measured again: {because}")
     if figures and figures.unproved:
+        outcome += ", unproved"
         names = ", ".join(figures.unproved)
-        outcome, told = f"{outcome}, unproved", note
-        note = f"unproved: {names} was seen active in the eager program, not in the compiled one"
-        note = f"{told}; {note}" if told else note
+        told.append(f"unproved: {names} was seen active in the eager program, not in the compiled")
+    note = "; ".join(told)
     mark = f" [{notes.setdefault(note, len(notes) + 1)}]" if note else ""
     shown = [show(figures) if figures else "" for show in columns.values()]
     return [clean(row.name), clean(outcome) + mark, *shown]

@@ -34,6 +34,7 @@ class Plan:
         max_grad_norm: clip the unscaled gradient norm to this; None does not clip.
         distributed: every rank is a process of one group, and takes its part of the global batch.
         shards: the whole model never enters the device: it is the model hook that moves it.
+        offloads: gradients are reduced on the device and then live on the host.
         loader: arguments of torch's DataLoader that differ from its defaults.
     """
 
@@ -43,6 +44,7 @@ class Plan:
     max_grad_norm: float | None = None
     distributed: bool = False
     shards: bool = False
+    offloads: bool = False
     loader: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -23,7 +23,7 @@ from harness.store import RunFile
 from harness.training import build as build_module
 from harness.training.techniques import parse
 
-ONE_STEP = Settings(rounds=1, max_steps=1, min_steps=1)
+ONE_STEP = Settings(rounds=1, extra_rounds=0, max_steps=1, min_steps=1)
 
 
 def planted(monkeypatch, fault, when=lambda site: True):

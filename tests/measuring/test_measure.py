@@ -1,12 +1,18 @@
 """A case measured for real: what the record holds, by arithmetic done by hand."""
 
+import time
+from dataclasses import replace
+
 import pytest
 
 from harness import stats
 from harness.core import Case, Record
 from harness.measuring.measure import measure
 from harness.measuring.settings import Settings
-from harness.training.techniques import AXES, parse
+from harness.training import build as build_module
+from harness.training.techniques import AXES, parse, refused, unsupported
+from harness.training.workloads import load
+from tests.synthetic import MACHINE
 
 # gpt-tiny: 2 layers, width 32, vocabulary 256, sequences of 16, batch 8; tied embeddings.
 LAYERS, WIDTH, VOCABULARY, SEQ, BATCH = 2, 32, 256, 16, 8
@@ -68,25 +74,27 @@ def test_accumulation_holds_a_micro_batch(measured):
 
 
 def test_rounds_are_balanced(machine):
-    settings = Settings(rounds=4, max_steps=1, min_steps=1)
+    settings = Settings(rounds=4, extra_rounds=0, max_steps=1, min_steps=1)
     record = measure(Case(workload="gpt-tiny"), settings, machine)
     assert [one.order for one in record.rounds] == [
         "baseline first", "case first", "case first", "baseline first",
     ]  # fmt: skip
 
 
+def runs_alone(name):
+    """Whether a CPU runs it with nothing else chosen; the others and compiling have own tests."""
+    case = Case(workload="gpt-1m@seq=8", combination=parse(name))
+    return not (
+        name.startswith("compile")
+        or unsupported(case, MACHINE)
+        or refused(load(case.workload), case)
+    )
+
+
 @pytest.mark.parametrize(
     "name",
     [
-        *sorted(
-            {name for axis in AXES for name in axis.examples}
-            # Not on a CPU, or not alone: each has a test of its own.
-            - {"tf32", "pinned", "persistent", "prefetch1", "prefetch4", "prefetch8"}
-            - {"dataparallel", "fsdp2-offload", "sync-batchnorm"}
-            - {"sdpa-efficient", "sdpa-cudnn", "offload-activations", "offload-optimizer"}
-            # A compiler takes 20 s.
-            - {"compile", "compile-overhead", "compile-max"}
-        ),
+        *sorted({name for axis in AXES for name in axis.examples if runs_alone(name)}),
         "bf16+accum4+ckpt2",
         "fp16+accum2+ckpt-sqrt",
         "accum8+ckpt-selective",
@@ -115,8 +123,30 @@ def test_what_does_not_fit_the_workload_is_unsupported_in_a_product(measured):
 
 def test_counts_repeat_exactly(machine):
     case = Case(workload="gpt-tiny", combination=parse("bf16+accum2+ckpt1"))
-    record = measure(case, Settings(rounds=2, max_steps=1, min_steps=1), machine)
+    record = measure(case, Settings(rounds=2, extra_rounds=0, max_steps=1, min_steps=1), machine)
     first, second = (one.case for one in record.rounds)
     assert first.counters.counts == second.counters.counts
     assert first.memory.steady_step.allocated_bytes == second.memory.steady_step.allocated_bytes
     assert first.losses == second.losses
+
+
+@pytest.mark.parametrize(("combination", "slow"), [("baseline", "update"), ("accum2", "backward")])
+def test_a_slow_part_of_the_step_is_seen_where_it_is(measured, monkeypatch, combination, slow):
+    real = build_module.plain_loop
+
+    def slowed(*arguments):
+        loop = real(*arguments)
+        function = getattr(loop, slow)
+
+        def sleeping(*given):
+            time.sleep(0.02)
+            return function(*given)
+
+        return replace(loop, **{slow: sleeping})
+
+    monkeypatch.setattr(build_module, "plain_loop", slowed)
+    one = measured(combination).rounds[0].case
+    parts = {part: sum(times) for part, times in one.parts_s.items()}
+    assert sum(parts.values()) == pytest.approx(sum(one.step_s), rel=0.02)
+    assert max(parts, key=parts.get) == slow
+    assert set(parts) == {"data", "forward", "backward", "update", "rest"}

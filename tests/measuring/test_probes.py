@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch._C._autograd import DeviceType
 
-from harness.measuring.launch import in_child
-from harness.measuring.probes import communication, memory, timing
+from harness.core import DeviceState
+from harness.measuring.launch import in_child, in_children
+from harness.measuring.probes import communication, device, memory, timing
 from harness.measuring.probes.surroundings import HostLoad
+from harness.training.types import Loop
 
 
 def test_marks_are_made_before_the_first_step_and_the_device_is_waited_for_twice(monkeypatch):
@@ -42,10 +44,49 @@ def test_a_clock_that_disagrees_with_the_wall_is_an_objection():
     assert timing.Window(step_s=(0.1, 0.1), cpu_s=(0, 0), window_s=0.201).objection() is None
 
 
-def event(name, begin, end, *, device=DeviceType.CPU, children=()):
+def test_the_parts_of_a_step_add_up_to_it(monkeypatch):
+    clock = iter(range(0, 10**9, 10**6))  # a millisecond passes with every look at it
+    monkeypatch.setattr(timing.time, "perf_counter_ns", lambda: next(clock))
+    marks = timing.Marks(torch.device("cpu"))
+    calls = []
+    loop = Loop(
+        model=None,
+        optimizer=None,
+        forward=lambda batch: calls.append("forward"),
+        backward=lambda loss: [next(clock) for _ in range(9)],
+        update=lambda: calls.append("update"),
+        loss_scale=lambda: 1.0,
+    )
+    inside = timing.marked(loop, marks)
+    inside.forward(None)  # outside of a window nothing is marked
+
+    def step():
+        marks.mark("data")
+        for _ in range(2):
+            inside.backward(inside.forward(None))
+        inside.update()
+
+    window = timing.time_steps(step, 3, torch.device("cpu"), marks=marks, marks_a_step=9)
+    assert window.parts_s == {
+        "data": (0.001,) * 3,
+        "rest": (0.004,) * 3,  # before each forward, before the update, and at the end
+        "forward": (0.002,) * 3,
+        "backward": (0.02,) * 3,
+        "update": (0.001,) * 3,
+    }
+    total = [sum(parts) for parts in zip(*window.parts_s.values(), strict=True)]
+    assert total == pytest.approx(window.step_s)
+    assert calls == ["forward", *["forward", "forward", "update"] * 3]
+
+
+def event(name, begin, end, *, device=DeviceType.CPU, children=(), is_user_annotation=False):
     times = SimpleNamespace(start=begin * 1e6, end=end * 1e6)
     return SimpleNamespace(
-        name=name, time_range=times, device_type=device, cpu_children=list(children)
+        name=name,
+        time_range=times,
+        device_type=device,
+        cpu_children=list(children),
+        is_user_annotation=is_user_annotation,
     )
 
 
@@ -72,11 +113,15 @@ def test_communication_is_exposed_where_nothing_was_computed():
         inner,
         event("aten::add", 6.5, 9),
         event("c10d::allreduce_", 0, 1),
+        event("stepbench::forward", 0, 3),
+        event("stepbench::backward", 5, 7),
+        event("stepbench::update", 8, 9),
     ]
-    running, computing = communication.intervals(events, cuda=False)
-    assert communication.total(running) == 6  # from 1 to 7
-    exposed = communication.total([*running, *computing]) - communication.total(computing)
-    assert exposed == 3.5  # but for 2 to 4 and 6.5 to 7
+    said = communication.said(events, 10.0, cuda=False)
+    assert (said.step_s, said.running_s) == (10.0, 6)  # from 1 to 7
+    assert said.exposed_s == 3.5  # but for 2 to 4 and 6.5 to 7
+    # Forward runs from 0 to 3, of which 1 to 2 is exposed; backward, 5 to 7, but for its end.
+    assert said.exposed_shares == {"forward": 1 / 3, "backward": 1.5 / 2}
 
 
 def test_communication_on_a_device_is_read_from_its_kernels():
@@ -84,11 +129,14 @@ def test_communication_on_a_device_is_read_from_its_kernels():
     events = [
         event("ncclDevKernel_AllReduce_Sum_f32_RING_LL(ncclDevKernelArgs)", 1, 5, **on_device),
         event("sm90_xmma_gemm_f32f32", 2, 3, **on_device),
+        event("FSDP::all_gather (blocks.0)", 0, 6, is_user_annotation=True, **on_device),
+        event("stepbench::forward", 0, 4, is_user_annotation=True, **on_device),
         event("aten::mm", 0, 9),
         event("nccl:all_reduce", 0, 9),
     ]
-    running, computing = communication.intervals(events, cuda=True)
-    assert (running, computing) == ([(1, 5)], [(2, 3)])
+    said = communication.said(events, 9.0, cuda=True)
+    assert (said.running_s, said.exposed_s) == (4, 3)
+    assert said.exposed_shares == {"forward": 2 / 4}
 
 
 def test_cpu_peak_is_the_bytes_that_were_held():
@@ -220,3 +268,104 @@ def test_what_a_loader_worker_uses_is_our_own():
         return HostLoad.read([os.getpid()]).own_s - before.own_s
 
     assert in_child(watch, deadline_s=60).answer > 0.3
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """An invented driver: what it tells of its one GPU, by NVML's names; `at` is the time."""
+    told = {
+        "Handle": "GPU-a",
+        "ClockInfo": 1980,
+        "Temperature": 60,
+        "PowerUsage": 650_000,
+        "TotalEnergyConsumption": 0,
+        "CurrentClocksThrottleReasons": 0x04,
+        "ComputeRunningProcesses": [SimpleNamespace(pid=41)],
+        "at": 0.0,
+    }
+
+    def answer(name):
+        def ask(*_):
+            if told[name] is None:
+                raise device.pynvml.NVMLError(device.pynvml.NVML_ERROR_NOT_SUPPORTED)
+            return told[name]
+
+        return ask
+
+    monkeypatch.setattr(device.pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(device, "_handle", answer("Handle"))
+    for name in told:
+        monkeypatch.setattr(device.pynvml, f"nvmlDeviceGet{name}", answer(name), raising=False)
+    monkeypatch.setattr(device.time, "monotonic", lambda: told["at"])
+    return told
+
+
+def sampled(driver, *moments):
+    """The device's state from second 1 to 3, as moment after moment told it, a second apart."""
+    sampler = device.DeviceSampler(0)
+    for moment in moments:
+        driver |= moment
+        sampler.sample()
+        driver["at"] += 1.0
+    return sampler.between(1.0, 3.0, own=[41])
+
+
+def test_a_devices_state_is_that_of_the_window(driver):
+    state = sampled(
+        driver,
+        {"ClockInfo": 300, "CurrentClocksThrottleReasons": 0x08},  # before it
+        {"ClockInfo": 1980, "CurrentClocksThrottleReasons": 0x04, "TotalEnergyConsumption": 5_000},
+        {"ClockInfo": 1900, "Temperature": 71},
+        {"ClockInfo": 1950, "TotalEnergyConsumption": 1_005_000},
+        {"Temperature": 90, "CurrentClocksThrottleReasons": 0x40},  # after it
+    )
+    assert state == DeviceState(
+        samples=3,
+        clock_mhz=1950,
+        lowest_clock_mhz=1900,
+        temperature_c=71,
+        power_w=500.0,  # 1000 J in 2 s, whatever the samples say
+        throttle_reasons=("power cap",),
+        foreign_processes=0,
+    )
+    assert device.disturbances(state) == ()
+
+
+@pytest.mark.parametrize(
+    ("moment", "told"),
+    [
+        ({"CurrentClocksThrottleReasons": 0x44}, ["thermal slowdown by hardware"]),
+        ({"CurrentClocksThrottleReasons": 0x20 | 0x80}, ["thermal slowdown by software, power"]),
+        ({"ComputeRunningProcesses": [SimpleNamespace(pid=n) for n in (41, 7)]}, ["other proc"]),
+        ({"ComputeRunningProcesses": [SimpleNamespace(pid=7)]}, []),  # a container's numbers
+        ({"CurrentClocksThrottleReasons": 0x01 | 0x02 | 0x10}, []),
+    ],
+)
+def test_what_disturbs_on_a_device(driver, moment, told):
+    found = device.disturbances(sampled(driver, moment, {}, {}))
+    assert len(found) == len(told)
+    assert all(words in line for words, line in zip(told, found, strict=True))
+
+
+def test_what_a_device_does_not_tell_is_none(driver):
+    nothing = dict.fromkeys(name for name in driver if name not in ("at", "Handle"))
+    state = sampled(driver, nothing, {}, {})
+    assert (state.clock_mhz, state.power_w, state.temperature_c) == (None, None, None)
+    assert state.foreign_processes is None
+    driver["Handle"] = None
+    assert sampled(driver, {}, {}) is None
+
+
+def test_a_device_is_sampled_while_its_process_measures(monkeypatch, driver):
+    monkeypatch.undo()
+    looks = []
+
+    def work():
+        time.sleep(0.5)
+        return time.monotonic()
+
+    [ended] = in_children(
+        [(work,)], deadline_s=60, meanwhile=lambda: looks.append(time.monotonic()), every_s=0.1
+    )
+    assert 3 <= len(looks) <= 6
+    assert all(at < ended.answer for at in looks)

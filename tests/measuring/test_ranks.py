@@ -1,9 +1,13 @@
 """Real groups of gloo ranks: what each holds and exchanges, by arithmetic done by hand."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 
 from harness import stats
 from harness.core import Case, Record
+from harness.measuring import team, worker
 from harness.measuring.measure import measure
 from harness.measuring.settings import Settings
 from harness.training.techniques import parse
@@ -12,7 +16,7 @@ from harness.training.techniques import parse
 BLOCK = 4 * (12 * 32**2 + 2 * 32)
 PARAMETERS = 4 * (256 * 32 + 16 * 32 + 32) + 2 * BLOCK
 TENSORS = 3 + 6 * 2  # each with a step counter of 4 bytes in the optimizer's state
-QUICK = Settings(rounds=1, max_steps=3, min_steps=3, deadline_s=60)
+QUICK = Settings(rounds=1, extra_rounds=0, max_steps=3, min_steps=3, deadline_s=60)
 
 
 @pytest.fixture
@@ -155,7 +159,7 @@ def test_more_ranks_than_gpus(machine):
     case = Case(workload="gpt-tiny", combination=parse("ddp"), ranks=2)
     outcome = measure(case, QUICK, machine | {"gpus": [gpu]}).outcome
     assert outcome.kind == "unsupported"
-    assert outcome.reason == "2 ranks need as many GPUs; this machine or sweep has 1"
+    assert outcome.reason.startswith("2 ranks need as many GPUs; this sweep holds 1")
 
 
 OWN = "tests.training.own_workloads"
@@ -173,3 +177,79 @@ def test_batchnorm_over_ranks_is_other_mathematics(on_ranks):
     record = on_ranks("ddp", 2, "cnn-tiny")
     ok(record)
     assert stats.loss_difference(record) > 1e-3
+    told = "loss not judged: it is other mathematics than the baseline"
+    assert record.outcome.reason == told
+
+
+@pytest.mark.parametrize("name", ["zero1", "fsdp2"])
+def test_sharding_is_judged_against_ddp_where_ranks_are_other_mathematics(
+    on_ranks, monkeypatch, name
+):
+    record = on_ranks(name, 2, "cnn-tiny")
+    ok(record)
+    assert record.outcome.reason is None
+    real = worker.build
+
+    def reseeded(workload, combination, *arguments, **place):
+        seed = workload.seed + (combination.techniques.get("parallel") == name)
+        return real(replace(workload, seed=seed), combination, *arguments, **place)
+
+    monkeypatch.setattr(worker, "build", reseeded)
+    outcome = on_ranks(name, 2, "cnn-tiny").outcome
+    assert outcome.kind == "invalid"
+    assert "differs from ddp on 2 ranks's by" in outcome.reason
+
+
+def test_counts_repeat_in_many_processes(machine):
+    """A backend's thread may hold what was gathered for longer than a step does."""
+    case = Case(workload="gpt-tiny", combination=parse("fsdp2"), ranks=2)
+    settings = replace(QUICK, rounds=8, max_steps=1, min_steps=1)
+    ok(measure(case, settings, machine))
+
+
+def test_more_ranks_than_processors_are_told(on_ranks, monkeypatch):
+    monkeypatch.setattr(team.os, "sched_getaffinity", lambda _: {0})
+    told = "2 ranks shared 1 processors: as many devices would be faster"
+    assert on_ranks("ddp", 2).outcome.reason == told
+
+
+def test_without_blocks_all_is_one_group(on_ranks):
+    gathers = {
+        name: ok(on_ranks(name, 2, f"{OWN}:plain")).counters.collective_calls["all_gather"]
+        for name in ("zero2", "fsdp2")
+    }
+    assert gathers == {"zero2": 1, "fsdp2": 2}
+
+
+@pytest.mark.parametrize("name", ["ddp", "zero1", "zero2", "fsdp2", "accum2+fsdp2"])
+def test_frozen_blocks_and_a_tiny_head(on_ranks, name):
+    ok(on_ranks(name, 2, f"{OWN}:frozen"))
+
+
+@pytest.mark.parametrize(
+    ("name", "workload", "told"),
+    [
+        ("fsdp2", "tied_blocks", "shares weights between a block and the rest"),
+        ("zero1", "two_groups", "zero1 shards one group of parameters; "),
+        ("zero1", "one_tensor", "there are fewer of them than ranks"),
+    ],
+)
+def test_what_a_model_cannot_be_is_unsupported(on_ranks, name, workload, told):
+    outcome = on_ranks(name, 2, f"{OWN}:{workload}").outcome
+    assert outcome.kind == "unsupported", outcome
+    assert told in outcome.reason
+
+
+def test_a_reference_that_gives_no_number_is_told_as_such(on_ranks, monkeypatch):
+    real = worker.build
+
+    def failing(workload, combination, *arguments, **place):
+        if combination.techniques == {"accumulation": "accum2"}:
+            raise torch.OutOfMemoryError("no room")
+        return real(workload, combination, *arguments, **place)
+
+    monkeypatch.setattr(worker, "build", failing)
+    outcome = on_ranks("ddp", 2, batch_factor=2).outcome
+    assert outcome.kind == "failed"
+    told = "what its loss is held against gave no number: accum2, global batch x2 oom in build"
+    assert outcome.reason.startswith(told)

@@ -35,7 +35,9 @@ def distances(ranks: int, rank: int, file: str) -> dict[str, float]:
     """{combination: relative distance of this rank's parameters from the plain loop's}."""
     torch.set_num_threads(1)
     device = torch.device("cpu")
-    group = Group(Place(rank=rank, ranks=ranks, file=file), device, deadline_s=60)
+    group = Group(
+        Place(rank=rank, ranks=ranks, file=file), device, deadline_s=60, host_tensors=False
+    )
     workload = tiny()
     expected = by_hand(workload, STEPS)[0]
     found = {}

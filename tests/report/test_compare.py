@@ -170,7 +170,8 @@ def test_peaks_that_were_read_by_unlike_methods_have_no_ratio():
 
 def test_disturbed_rounds_widen_the_interval_and_are_told():
     quiet = [measurement([0.1 + 0.01 * number]) for number in range(8)]
-    loud = [*quiet[:-1], measurement([0.17], disturbances=["steal"])]
+    times = [[0.1 + 0.01 * number] for number in range(8)]
+    loud = [measurement(one, disturbances=["steal"] if one[0] > 0.14 else []) for one in times]
     calm, wide = (compare(of(*quiet), of(*side)).pairs[0] for side in (quiet, loud))
     assert wide.figures.step_ratio.high > calm.figures.step_ratio.high
     assert wide.notes == ("disturbed: steal",)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from harness.core import Calibration, Communication, Outcome
+from harness.core import Calibration, Communication, DeviceState, Outcome
 from harness.report import formats, tables
 from harness.stats import Estimate
 from tests.synthetic import MACHINE, MIB, WORKLOAD, case, measurement, record, run, run_file
@@ -156,7 +156,12 @@ def test_json_has_base_units_and_null_where_there_is_no_finite_number():
         "host_bytes": None,
         "epoch_pause_s": None,
         "disturbances": [],
+        "utilization": None,
+        "device": None,
+        "set_aside": 0,
+        "set_aside_because": [],
         "ranks": None,
+        "budget": None,
         "compilation": None,
         "unproved": [],
     }
@@ -243,3 +248,78 @@ def test_what_each_rank_holds_and_exchanges():
         "13 all-gather 9.00, 7 reduce-scatter 5.00", "25%",
     ]  # fmt: skip
     assert f"| {name} " in tables.markdown(file)
+
+
+def test_the_step_budget_adds_up_to_the_step():
+    told = replace(
+        measurement([0.1, 0.3]),
+        parts_s={"data": (0.01, 0.01), "forward": (0.04, 0.16), "backward": (0.05, 0.13)},
+        communication=Communication(
+            step_s=1, running_s=1, exposed_s=1, exposed_shares={"forward": 0.5}
+        ),
+    )
+    file = run_file([record(case("bf16"), [(told, BASELINE)])])
+    [_, row] = tables.as_json(file)["tables"][0]["rows"]
+    # Of 400 ms 20, 200 and 180 were the parts', half of forward's exposed; the step is 200 ms.
+    assert row["figures"]["budget"] == pytest.approx(
+        {"data": 0.01, "forward": 0.05, "backward": 0.09, "communication": 0.05, "update": 0,
+         "rest": 0}
+    )  # fmt: skip
+    assert sum(row["figures"]["budget"].values()) == pytest.approx(row["figures"]["step_s"])
+    below = tables.terminal(file).split(tables.LEGEND[-1])[1].splitlines()
+    assert below[4].split() == ["bf16", "10.0", "50.0", "90.0", "50.0", "0", "0"]
+
+
+def test_the_gpus_state_and_the_energy_of_a_step():
+    state = DeviceState(
+        samples=9, clock_mhz=1980, lowest_clock_mhz=1900, temperature_c=71, power_w=650.0,
+        throttle_reasons=("power cap",), foreign_processes=None,
+    )  # fmt: skip
+    hot = replace(BASELINE, device=state)
+    file = run_file([record(case("bf16"), [(hot, BASELINE)])])
+    row = tables.terminal(file).split("clock limited by")[1].splitlines()[2]
+    assert row.split() == ["bf16", "65.0", "650", "1,980", "71.0", "power", "cap"]
+
+
+def test_rounds_set_aside_are_told():
+    loud = measurement([0.1], disturbances=["steal 12%"])
+    file = run_file([record(case("bf16"), [*[(FASTER, BASELINE)] * 2, (loud, BASELINE)])])
+    text = tables.terminal(file)
+    assert text_rows(text)[1][:4] == ["bf16", "ok [1]", "50.0", "2.00x"]
+    assert "[1] 1 round disturbed, measured again: steal 12%" in text
+
+
+def on_gpu(name, combination="bf16", **changes):
+    """One case of 2e12 operations, that computes a third of them again, in 10 ms."""
+    useful = replace(BASELINE, counters=replace(BASELINE.counters, flops=2 * 10**12))
+    again = measurement([0.01])
+    again = replace(again, counters=replace(again.counters, flops=3 * 10**12))
+    of = replace(case(combination), **changes)
+    return run_file(
+        [record(of, [(again, useful)])], run(machine=MACHINE | {"gpus": [{"name": name}]})
+    )
+
+
+def utilization_of(file):
+    return tables.as_json(file)["tables"][0]["rows"][1]["figures"]["utilization"]
+
+
+def test_utilization_is_of_useful_operations_against_the_peak_of_the_type():
+    assert utilization_of(on_gpu("NVIDIA H200")) == pytest.approx(200 / 989.4)
+    assert utilization_of(on_gpu("NVIDIA H200", "tf32")) == pytest.approx(200 / 494.7)
+    assert utilization_of(on_gpu("NVIDIA H200", ranks=2)) == pytest.approx(100 / 989.4)
+    grown = on_gpu("NVIDIA H200", ranks=2, batch_factor=2)
+    assert utilization_of(grown) == pytest.approx(200 / 989.4)
+    text = tables.terminal(on_gpu("NVIDIA H200"))
+    assert "20.2%" in text
+    assert "dense peak of the NVIDIA H200 by its data sheet, in TFLOP/s: fp32 67" in text
+
+
+@pytest.mark.parametrize("name", ["NVIDIA H200 NVL", "NVIDIA H100 PCIe", "Radeon"])
+def test_unknown_hardware_has_no_utilization(name):
+    assert utilization_of(on_gpu(name)) is None
+    assert "MFU" not in tables.terminal(on_gpu(name))
+
+
+def test_a_type_without_a_peak_has_no_utilization():
+    assert utilization_of(on_gpu("Tesla V100-SXM2-16GB", "tf32")) is None

@@ -199,6 +199,45 @@ def with_dropout():
     return _of_blocks(lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Dropout(0.3)))
 
 
+class FrozenBody(Blocks):
+    """Blocks that are not trained, and a head of one output: fewer rows than ranks."""
+
+    def __init__(self):
+        super().__init__(lambda: nn.Linear(WIDTH, WIDTH))
+        self.blocks.requires_grad_(False)
+        self.head = nn.Linear(WIDTH, 1)
+
+
+def frozen():
+    return replace(
+        linear_blocks(),
+        model=FrozenBody,
+        loss=lambda output, label: functional.mse_loss(output[:, 0], label.float()),
+    )
+
+
+class TiedBlocks(Blocks):
+    def __init__(self):
+        super().__init__(lambda: nn.Linear(WIDTH, WIDTH))
+        self.blocks[1].weight = self.blocks[0].weight
+
+
+def tied_blocks():
+    return replace(linear_blocks(), model=TiedBlocks)
+
+
+def two_groups():
+    def make(parameters):
+        each = list(parameters)
+        return torch.optim.AdamW([{"params": each[:2]}, {"params": each[2:], "weight_decay": 0}])
+
+    return replace(plain(), optimizer=make)
+
+
+def one_tensor():
+    return replace(plain(), model=lambda: nn.Linear(WIDTH, CLASSES, bias=False))
+
+
 class DroppedScores(Ragged):
     """Attention with dropout, which torch's fused kernel for CPUs has not."""
 

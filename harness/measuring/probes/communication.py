@@ -1,61 +1,104 @@
 """How long collectives ran in a step, and how long while nothing was computed.
 
-Read from one step under torch's profiler: on CUDA from the kernels' own times, on the CPU from the
-times of gloo's threads beside those of operators. Profiling slows operators down, so only shares
-of that step mean something.
+Read from steps under torch's profiler: on CUDA from the times of kernels and copies, on the CPU
+from those of gloo's threads beside those of operators. To wait for a rank that is late counts as a
+collective that runs. Profiling slows operators down, so only shares of a step mean something.
 """
 
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch._C._autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from harness.core import Communication
 from harness.measuring.probes.timing import synchronize
+from harness.training.types import Loop
 
 Interval = tuple[float, float]
+PREFIX = "stepbench::"
+# One step's exposed share says little: whichever rank is late, the others wait for it.
+STEPS = 5
 
 
-def watched_step(step: Callable[[], None], device: torch.device) -> Communication:
-    """Run a step under the profiler, and say how much of it collectives took."""
+def watched_steps(loop: Loop, step: Callable[[Loop], None], device: torch.device) -> Communication:
+    """Run steps of the loop, each under the profiler: what the median one's collectives took.
+
+    The median is that of the exposed share. A first step is not counted: a profiler starts slowly.
+    """
+    each = [_watched_step(loop, step, device) for _ in range(STEPS + 1)][1:]
+    return sorted(each, key=lambda one: one.exposed_s / one.step_s)[STEPS // 2]
+
+
+def _watched_step(loop: Loop, step: Callable[[Loop], None], device: torch.device) -> Communication:
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
+    named = replace(
+        loop,
+        forward=_named("forward", loop.forward),
+        backward=_named("backward", loop.backward),
+        update=_named("update", loop.update),
+    )
     synchronize(device)
     with profile(activities=activities) as profiled:
         began = time.perf_counter()
-        step()
+        step(named)
         synchronize(device)
         step_s = time.perf_counter() - began
-    running, computing = intervals(profiled.events() or (), cuda=device.type == "cuda")
-    return Communication(
-        step_s=step_s,
-        running_s=total(running),
-        exposed_s=total([*running, *computing]) - total(computing),
-    )
+    return said(profiled.events() or (), step_s, cuda=device.type == "cuda")
 
 
-def intervals(events: Iterable[Any], *, cuda: bool) -> tuple[list[Interval], list[Interval]]:
-    """When collectives ran and when anything was computed, in seconds, from profiler events.
+def _named(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*arguments: Any) -> Any:
+        with record_function(PREFIX + part):
+            return function(*arguments)
+
+    return run
+
+
+def said(events: Iterable[Any], step_s: float, *, cuda: bool) -> Communication:
+    """What the profiler's events say of a step that took so long.
 
     An operator that calls others is computing while they are: one that waits inside is not.
     """
     running, computing = [], []
+    parts: dict[str, list[Interval]] = defaultdict(list)
     for event in events:
         if (event.device_type == DeviceType.CUDA) != cuda:
             continue
-        name, times = event.name.lower(), event.time_range
-        when = (times.start / 1e6, times.end / 1e6)
-        if name.startswith(("nccl", "gloo:")):
+        name = event.name.lower()
+        when = (event.time_range.start / 1e6, event.time_range.end / 1e6)
+        if name.startswith(PREFIX):
+            parts[name.removeprefix(PREFIX)].append(when)
+        elif name.startswith(("nccl", "gloo:")):
             running.append(when)
-        elif cuda or (name.startswith("aten::") and not event.cpu_children):
+        elif cuda:
+            if not event.is_user_annotation:  # a span around kernels, not one of them
+                computing.append(when)
+        elif name.startswith("aten::") and not event.cpu_children:
             computing.append(when)
-    return running, computing
+    shares = {
+        part: exposed(_within(running, when), _within(computing, when)) / total(when)
+        for part, when in parts.items()
+    }
+    return Communication(
+        step_s=step_s,
+        running_s=total(running),
+        exposed_s=exposed(running, computing),
+        exposed_shares={part: share for part, share in shares.items() if share},
+    )
+
+
+def exposed(running: Iterable[Interval], computing: list[Interval]) -> float:
+    """Length of what is in the one union and not in the other."""
+    return total([*running, *computing]) - total(computing)
 
 
 def total(when: Iterable[Interval]) -> float:
@@ -65,3 +108,8 @@ def total(when: Iterable[Interval]) -> float:
         covered += max(0.0, stop - max(begin, end))
         end = max(end, stop)
     return covered
+
+
+def _within(when: Iterable[Interval], parts: Iterable[Interval]) -> list[Interval]:
+    clipped = ((max(begin, low), min(end, high)) for begin, end in when for low, high in parts)
+    return [(begin, end) for begin, end in clipped if begin < end]

@@ -93,6 +93,10 @@ def count(loop: Loop, step: Callable[[Loop], None], **loading: Any) -> Counters:
         replicas=len(operators.devices),
         group_ranks=dist.get_world_size() if dist.is_initialized() else 0,
         sharded_parameters=sum(isinstance(p, DTensor) for p in loop.model.parameters()),
+        trained_bytes=_payload_bytes([p for p in loop.model.parameters() if p.requires_grad]),
+        trained_blocks=sum(
+            any(p.requires_grad for p in block.parameters()) for block in loop.blocks
+        ),
         collective_calls=dict(operators.collective_calls),
         collective_bytes=dict(operators.collective_bytes),
         **loading,
@@ -154,6 +158,12 @@ class _Operators(TorchDispatchMode):
         if kind is None:  # waiting, wrapping
             return
         self.collective_calls[kind] += 1
+        if (
+            self._made is not None
+        ):  # gathered for a moment, however long a backend's thread holds it
+            for leaf in tree_leaves(touched):
+                if isinstance(leaf, Tensor):
+                    self._made.pop(leaf.untyped_storage()._cdata, None)
         # The whole tensor, which is either given or made, is the largest of those that it touches;
         # where there are several of one side, as in coalesced calls, they are one list.
         sizes = [_payload_bytes(side) for side in tree_leaves(touched, is_leaf=_is_side)]

@@ -39,11 +39,15 @@ class HostLoad:
             own_s=sum(map(_with_children_s, processes)),
         )
 
+    def shares(self, later: HostLoad) -> tuple[float, float]:
+        """Of the time between two readings, in cores: what was stolen, and what others used."""
+        wall_s = max(later.at_s - self.at_s, 1e-9)
+        foreign_s = later.busy_s - self.busy_s - later.own_s + self.own_s
+        return (later.stolen_s - self.stolen_s) / wall_s, foreign_s / wall_s
+
     def disturbances(self, later: HostLoad) -> tuple[str, ...]:
         """What disturbed the time between two readings, one line each."""
-        wall_s = max(later.at_s - self.at_s, 1e-9)
-        stolen = (later.stolen_s - self.stolen_s) / wall_s
-        foreign = (later.busy_s - self.busy_s - later.own_s + self.own_s) / wall_s
+        stolen, foreign = self.shares(later)
         told = []
         if stolen > STOLEN_SHARE:
             told.append("the hypervisor took processor time")

@@ -1,15 +1,25 @@
-"""N timed steps between N + 1 boundary marks, on the host's clock or by CUDA events."""
+"""N timed steps between N + 1 boundary marks, on the host's clock or by CUDA events.
+
+Marks inside a step say which part of it has just ended, so that the parts of a step add up to it.
+On CUDA they are events on the stream: what they measure is the device's time, its waiting for the
+host included.
+"""
 
 from __future__ import annotations
 
 import gc
 import time
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from harness.core import StepPart
+from harness.training.types import Batch, Loop
 
 # Marks and window are two readings of one stretch of time; a larger gap is a broken clock.
 WINDOW_TOLERANCE = 0.01
@@ -17,11 +27,16 @@ WINDOW_TOLERANCE = 0.01
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """Seconds of each step by its marks, of each step on the CPU, and of the whole by the wall."""
+    """Seconds of each step by its marks, of each step on the CPU, and of the whole by the wall.
+
+    `parts_s` are the seconds of each part in each step; they add up to `step_s` where the steps
+    were marked inside.
+    """
 
     step_s: tuple[float, ...]
     cpu_s: tuple[float, ...]
     window_s: float
+    parts_s: dict[StepPart, tuple[float, ...]] = field(default_factory=dict)
 
     def objection(self) -> str | None:
         """Why the marks cannot be trusted, or None."""
@@ -29,42 +44,6 @@ class Window:
         if abs(total - self.window_s) > WINDOW_TOLERANCE * self.window_s:
             return f"the steps sum to {total:.4f} s but the window took {self.window_s:.4f} s"
         return None
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given; the CPU always has."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def time_steps(step: Callable[[], None], steps: int, device: torch.device) -> Window:
-    """Time `steps` calls; nothing inside waits for the device, one synchronize ends the window.
-
-    Garbage collection is held back meanwhile: its pauses belong to no step.
-    """
-    mark: Any = torch.cuda.Event if device.type == "cuda" else HostMark
-    marks = [mark(enable_timing=True) for _ in range(steps + 1)]
-    cpu = [0] * (steps + 1)
-    gc.collect()
-    gc.disable()
-    try:
-        synchronize(device)
-        began = time.perf_counter()
-        cpu[0] = time.process_time_ns()
-        marks[0].record()
-        for index in range(1, steps + 1):
-            step()
-            cpu[index] = time.process_time_ns()
-            marks[index].record()
-        synchronize(device)
-        window_s = time.perf_counter() - began
-    finally:
-        gc.enable()
-    return Window(
-        step_s=tuple(one.elapsed_time(other) / 1e3 for one, other in pairwise(marks)),
-        cpu_s=tuple((other - one) / 1e9 for one, other in pairwise(cpu)),
-        window_s=window_s,
-    )
 
 
 class HostMark:
@@ -78,3 +57,107 @@ class HostMark:
 
     def elapsed_time(self, later: HostMark) -> float:
         return (later.at_ns - self.at_ns) / 1e6
+
+
+class Marks:
+    """Marks set while steps run; they are made beforehand, and outside of a window set nothing."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._kind: Any = torch.cuda.Event if device.type == "cuda" else HostMark
+        self._free: list[Any] = []
+        self._set: list[tuple[StepPart | None, Any]] | None = None
+
+    def begin(self, count: int) -> None:
+        """Have `count` marks ready, and set them from here on."""
+        self._free = [self._kind(enable_timing=True) for _ in range(count)]
+        self._set = []
+
+    def mark(self, part: StepPart | None) -> None:
+        """What has run since the last mark was this part; None: a step ends, or begins, here."""
+        if self._set is not None:
+            one = self._free.pop() if self._free else self._kind(enable_timing=True)
+            one.record()
+            self._set.append((part, one))
+
+    def end(self) -> tuple[tuple[float, ...], dict[StepPart, tuple[float, ...]]]:
+        """Seconds of each step and of its parts; the device must have passed the last mark."""
+        marks, self._set = self._set or [], None
+        steps: list[float] = []
+        parts: list[dict[StepPart, float]] = []
+        started = marks[0][1]
+        now: dict[StepPart, float] = defaultdict(float)
+        for (_, earlier), (part, later) in pairwise(marks):
+            now[part or "rest"] += earlier.elapsed_time(later) / 1e3
+            if part is None:
+                steps.append(started.elapsed_time(later) / 1e3)
+                parts.append(now)
+                started, now = later, defaultdict(float)
+        names = dict.fromkeys(name for one in parts for name in one)
+        return tuple(steps), {name: tuple(one[name] for one in parts) for name in names}
+
+
+def marked(loop: Loop, marks: Marks) -> Loop:
+    """The loop, marking where its forward, backward and update end."""
+
+    def forward(batch: Batch) -> Tensor:
+        marks.mark("rest")
+        loss = loop.forward(batch)
+        marks.mark("forward")
+        return loss
+
+    def backward(loss: Tensor) -> None:
+        loop.backward(loss)
+        marks.mark("backward")
+
+    def update() -> None:
+        marks.mark("rest")
+        loop.update()
+        marks.mark("update")
+
+    return replace(loop, forward=forward, backward=backward, update=update)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given; the CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def time_steps(
+    step: Callable[[], None],
+    steps: int,
+    device: torch.device,
+    *,
+    marks: Marks | None = None,
+    marks_a_step: int = 0,
+) -> Window:
+    """Time `steps` calls; nothing inside waits for the device, one synchronize ends the window.
+
+    `marks` are those that the step itself sets, `marks_a_step` how many. Garbage collection is held
+    back meanwhile: its pauses belong to no step.
+    """
+    marks = marks or Marks(device)
+    cpu = [0] * (steps + 1)
+    gc.collect()
+    gc.disable()
+    try:
+        marks.begin(1 + steps * (1 + marks_a_step))
+        synchronize(device)
+        began = time.perf_counter()
+        cpu[0] = time.process_time_ns()
+        marks.mark(None)
+        for index in range(1, steps + 1):
+            step()
+            cpu[index] = time.process_time_ns()
+            marks.mark(None)
+        synchronize(device)
+        window_s = time.perf_counter() - began
+    finally:
+        gc.enable()
+    step_s, parts_s = marks.end()
+    return Window(
+        step_s=step_s,
+        cpu_s=tuple((other - one) / 1e9 for one, other in pairwise(cpu)),
+        window_s=window_s,
+        parts_s=parts_s if marks_a_step else {},
+    )

@@ -6,6 +6,7 @@ process a rank, in one group (NCCL on GPUs, gloo on CPUs).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -33,6 +34,7 @@ from harness.training.types import (
     Plan,
     Site,
     Technique,
+    Unsupported,
     Workload,
 )
 
@@ -42,13 +44,6 @@ TOLERANCE = 1e-3
 
 def _same_unless_batch_dependent(workload: Workload) -> float | None:
     return None if workload.batch_dependent else TOLERANCE
-
-
-def _needs_devices(case: Case, machine: Mapping[str, Any]) -> str | None:
-    devices = len(machine["gpus"])
-    if device_type(machine) == "cuda" and devices < case.ranks:
-        return f"{case.ranks} ranks need as many GPUs; this machine or sweep has {devices}"
-    return None
 
 
 def _refuses_ranks(workload: Workload, case: Case) -> str | None:
@@ -62,9 +57,12 @@ def _proof_single(counters: Counters, plan: Plan) -> str | None:
     return f"{ran} collectives ran in a process that should be alone" if ran else None
 
 
-def _missing(counters: Counters, *kinds: str) -> str | None:
-    absent = [kind for kind in kinds if not counters.collective_calls.get(kind)]
-    return f"no {' and no '.join(absent)} ran in a step" if absent else None
+def _not_all(counters: Counters, kind: str) -> str | None:
+    """Why not every trained parameter went through that kind of collective, or None."""
+    moved, trained = counters.collective_bytes.get(kind, 0), counters.trained_bytes
+    if moved >= trained:
+        return None
+    return f"{kind} moved {moved} bytes in a step, not all {trained} of what is trained"
 
 
 # --- DistributedDataParallel ---------------------------------------------------------------------
@@ -90,7 +88,10 @@ def _reduce_with_the_last(loop: Loop, site: Site) -> Loop:
 
 
 def _proof_ddp(counters: Counters, plan: Plan) -> str | None:
-    return _missing(counters, "all_reduce")
+    moved = counters.collective_bytes.get("all_reduce", 0)
+    if plan.micro_batches > 1 and moved >= plan.micro_batches * counters.trained_bytes:
+        return "gradients were reduced with every micro-batch, not once a step"
+    return _not_all(counters, "all_reduce")
 
 
 def _refuses_accumulation(workload: Workload, case: Case) -> str | None:
@@ -107,7 +108,6 @@ def _ddp(name: str, about: str, **options: Any) -> Technique:
         model=_replicated(**options),
         loop=_reduce_with_the_last,
         proof=_proof_ddp,
-        unsupported=_needs_devices,
         refuses=_refuses_accumulation
         if options.get("static_graph")
         else lambda workload, case: None,
@@ -119,12 +119,24 @@ def _ddp(name: str, about: str, **options: Any) -> Technique:
 
 
 def _sharded_optimizer(make: MakeOptimizer, site: Site) -> MakeOptimizer:
-    # It calls what it is given on this rank's parameters only.
-    return lambda parameters: ZeroRedundancyOptimizer(parameters, optimizer_class=make)  # type: ignore[arg-type]
+    def make_on_shard(groups: Any) -> torch.optim.Optimizer:
+        """Called on this rank's parameters only, which come in a group."""
+        parameters = [one for group in groups for one in group["params"]]
+        if not parameters:
+            raise Unsupported("zero1 deals out whole tensors: there are fewer of them than ranks")
+        optimizer = make(iter(parameters))
+        if len(optimizer.param_groups) > 1:
+            raise Unsupported(
+                f"zero1 shards one group of parameters; {site.workload.name}'s optimizer makes "
+                f"{len(optimizer.param_groups)}"
+            )
+        return optimizer
+
+    return lambda parameters: ZeroRedundancyOptimizer(parameters, optimizer_class=make_on_shard)  # type: ignore[arg-type]
 
 
 def _proof_zero1(counters: Counters, plan: Plan) -> str | None:
-    return _missing(counters, "all_reduce", "broadcast")
+    return _proof_ddp(counters, plan) or _not_all(counters, "broadcast")
 
 
 # --- FSDP2: ZeRO stages 2 and 3 ------------------------------------------------------------------
@@ -142,13 +154,29 @@ def _sharded(
             ),
             "offload_policy": CPUOffloadPolicy(pin_memory=pinned) if offload else OffloadPolicy(),
         }
-        for block in site.workload.blocks(model):
+        blocks = site.workload.blocks(model)
+        # Backward needs the root's parameters first: gathering them twice would buy nothing, unless
+        # they are all that there are.
+        of_root = reshard_after_forward and not blocks
+        _require_own_parameters(blocks, model, site)
+        for block in blocks:
             fully_shard(block, reshard_after_forward=reshard_after_forward, **options)
-        # Backward needs the root's parameters first: gathering them twice would buy nothing.
-        fully_shard(model, reshard_after_forward=False, **options)
+        fully_shard(model, reshard_after_forward=of_root, **options)
         return model
 
     return shard
+
+
+def _require_own_parameters(blocks: list[nn.Module], model: nn.Module, site: Site) -> None:
+    def uses(module: nn.Module) -> Counter[nn.Parameter]:
+        return Counter(one for _, one in module.named_parameters(remove_duplicate=False))
+
+    everywhere = uses(model)
+    if any(everywhere[one] != count for block in blocks for one, count in uses(block).items()):
+        raise Unsupported(
+            f"{site.workload.name} shares weights between a block and the rest, which cannot be "
+            "sharded apart"
+        )
 
 
 def _scatter_with_the_last(*, reshard: bool) -> Callable[[Loop, Site], Loop]:
@@ -169,8 +197,8 @@ def _scatter_with_the_last(*, reshard: bool) -> Callable[[Loop, Site], Loop]:
     return edit
 
 
-def _proof_fsdp(*, gathers: int) -> Callable[[Counters, Plan], str | None]:
-    """`gathers`: how often a step at least gathers a block for each of its micro-batches."""
+def _proof_fsdp(*, reshard: bool) -> Callable[[Counters, Plan], str | None]:
+    """Blocks are gathered for every forward and backward, or once a step unless resharded."""
 
     def proof(counters: Counters, plan: Plan) -> str | None:
         if counters.sharded_parameters == 0:
@@ -178,10 +206,17 @@ def _proof_fsdp(*, gathers: int) -> Callable[[Counters, Plan], str | None]:
         if counters.group_ranks == 1:  # nothing to gather from
             return None
         gathered = counters.collective_calls.get("all_gather", 0)
-        expected = gathers * counters.blocks * (plan.micro_batches if gathers > 1 else 1)
-        if gathered < expected:
-            return f"{gathered} all-gathers ran in a step, fewer than {expected}"
-        return _missing(counters, "all_gather", "reduce_scatter")
+        # Frozen blocks before the first trained one are not in the backward pass; the root is a
+        # group too where it has parameters of its own.
+        groups, trained = max(1, counters.blocks), max(1, counters.trained_blocks)
+        least = plan.micro_batches * (groups + trained) if reshard else groups
+        most = None if reshard else counters.blocks + 1
+        if gathered < least or (most is not None and gathered > most):
+            return f"{gathered} all-gathers ran in a step, not {least} to {most or 'more'}"
+        if counters.collective_calls.get("reduce_scatter", 0) > counters.blocks + 1:
+            return "gradients were reduced with every micro-batch, not once a step"
+        # Padding makes it more where rows do not divide by the ranks.
+        return _not_all(counters, "reduce_scatter")
 
     return proof
 
@@ -197,7 +232,7 @@ def _refuses_segments(workload: Workload, case: Case) -> str | None:
 def _needs_a_device(case: Case, machine: Mapping[str, Any]) -> str | None:
     if device_type(machine) == "cpu":
         return "fsdp2-offload keeps shards in host memory: a CPU has no other memory to spare"
-    return _needs_devices(case, machine)
+    return None
 
 
 def _fsdp(
@@ -207,11 +242,11 @@ def _fsdp(
         name=name,
         about=about,
         also=also,
-        plan=lambda plan: replace(plan, distributed=True, shards=True),
+        plan=lambda plan: replace(plan, distributed=True, shards=True, offloads=offload),
         model=_sharded(reshard_after_forward=reshard, offload=offload),
         loop=_scatter_with_the_last(reshard=reshard),
-        proof=_proof_fsdp(gathers=2 if reshard else 1),
-        unsupported=_needs_a_device if offload else _needs_devices,
+        proof=_proof_fsdp(reshard=reshard),
+        unsupported=_needs_a_device if offload else lambda case, machine: None,
         refuses=_refuses_segments,
         tolerance=_same_unless_batch_dependent,
     )
@@ -261,7 +296,13 @@ def _needs_two_gpus(case: Case, machine: Mapping[str, Any]) -> str | None:
         )
     if case.ranks < 2:
         return "dataparallel on one device is the plain model: choose 2 ranks or more"
-    return _needs_devices(case, machine)
+    return None
+
+
+def _refuses_a_loss_inside(workload: Workload, case: Case) -> str | None:
+    if workload.loss is not None:
+        return None
+    return f"dataparallel gathers outputs, and {workload.name}'s model returns its loss: choose ddp"
 
 
 def _proof_threads(counters: Counters, plan: Plan) -> str | None:
@@ -287,6 +328,7 @@ PARALLEL = Axis(
             model=_in_threads,
             proof=_proof_threads,
             unsupported=_needs_two_gpus,
+            refuses=_refuses_a_loss_inside,
             tolerance=_same_unless_batch_dependent,
         ),
         _ddp("ddp", "every rank holds the model; gradients are all-reduced, once a step"),

@@ -1,0 +1,136 @@
+"""The command `stepbench gate`: arguments and printing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import click
+
+from harness.cli_options import AS_JSON, VARY, tell
+from harness.core import StepbenchError
+from harness.verdicts import Gate
+
+DEFAULT_CASES = ("baseline", "bf16", "accum2", "ckpt1")
+EXIT_CODES = (
+    "Exit codes: 0 nothing regressed: a suspect, an improvement, a case that works again, what "
+    "this machine cannot run and what too few undisturbed pairs could decide are told and do not "
+    "fail; 1 a regression: of time, counters or memory, or a case that gives a number on BASE "
+    "only; 2 a mistake, told in one line, a case that may not be compared, or one that gives a "
+    "number on neither side; 130 stopped by Ctrl-C."
+)
+
+
+@click.command(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("base", required=False)
+@click.argument("head", required=False)
+@click.option(
+    "-c",
+    "--combination",
+    "combinations",
+    multiple=True,
+    metavar="NAME",
+    help=f"A combination to compare, any number of times. Default: {', '.join(DEFAULT_CASES)}.",
+)
+@VARY
+@click.option("-w", "--workload", metavar="NAME", help="Default: gpt-124m on a GPU, else gpt-1m.")
+@click.option(
+    "--project",
+    type=click.Path(path_type=Path),
+    default=Path("."),
+    help="Another repository, or the folder of one that its code is imported from.",
+)
+@click.option("--counters-only", is_flag=True, help="Compare what no clock touches, and stop.")
+@click.option("--baselines", is_flag=True, help="Hold the counters against the accepted ones.")
+@click.option("--accept", is_flag=True, help="Write the working tree's counters as accepted.")
+@click.option("--markdown", is_flag=True, help="Print Markdown for a pull request.")
+@click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML to a file.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Write a page of the pairs' values.")
+@AS_JSON
+def gate(
+    base: str | None,
+    head: str | None,
+    combinations: tuple[str, ...],
+    choices: tuple[str, ...],
+    workload: str | None,
+    project: Path,
+    counters_only: bool,
+    baselines: bool,
+    accept: bool,
+    markdown: bool,
+    junit: Path | None,
+    plot: Path | None,
+    as_json: bool,
+) -> int:
+    """Is HEAD heavier, busier or slower than BASE?
+
+    BASE is a commit; by default where the current branch left the default one. HEAD is a commit; by
+    default the working tree with its edits. Both are measured from copies, each with its own code.
+    First what no clock touches: operators, FLOPs, bytes. Then time, in pairs of fresh processes
+    taking turns; a slowdown has to show in 20 pairs and again in 12 fresh ones.
+
+    \b
+      stepbench gate                         this branch, edits included
+      stepbench gate v1.0 main -c bf16       two commits, one combination
+      stepbench gate --counters-only         no clock: for a busy CI machine
+      stepbench gate --accept                keep today's counters in stepbench-baselines/
+      stepbench gate --baselines             hold the working tree against them
+    """
+    from harness.judging import command
+    from harness.measuring.sweep import this_machine
+    from harness.measuring.team import default_ranks
+    from harness.training.choice import choose
+
+    if (baselines or accept) and (base or baselines == accept):
+        raise StepbenchError(
+            "--baselines and --accept take the working tree alone; choose one, and name no commit"
+        )
+    if plot and (counters_only or baselines or accept):
+        raise StepbenchError("--plot shows pairs, and without time there are none; leave one out")
+    asked = command.Asked(
+        project=project, base=base, head=head, timed=not counters_only, workload=workload
+    )
+    if not combinations and not choices:
+        combinations = DEFAULT_CASES
+    ranks = [default_ranks(this_machine())]
+    cases = choose(command.spelled(asked), combinations, choices, ranks=ranks)
+    show = _printer(markdown, as_json, junit, plot)
+    progress = partial(click.echo, err=True)
+    if accept:
+        path, missing = command.accept(asked, cases, progress)
+        for line in missing:
+            click.echo(f"stepbench: no baseline for {line}", err=True)
+        tell(f"accepted in {path}: commit it")
+        return 0
+    if baselines:
+        return command.against_baselines(asked, cases, progress, show)
+    return command.compare(asked, cases, progress, show)
+
+
+def _printer(
+    markdown: bool, as_json: bool, junit: Path | None, plot: Path | None
+) -> Callable[[Gate], None]:
+    """Prints a gate's result, and writes the files that were asked for."""
+    from harness.report import gate_tables
+
+    def show(result: Gate) -> None:
+        if as_json:
+            tell(gate_tables.as_json(result))
+        else:
+            tell((gate_tables.markdown if markdown else gate_tables.terminal)(result))
+        if junit:
+            _write(junit, gate_tables.junit(result))
+        if plot:
+            from harness.report import pair_plot
+
+            _write(plot, pair_plot.page(result))
+
+    return show
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StepbenchError(f"{path}: cannot be written: {error.strerror}") from error

@@ -1,0 +1,95 @@
+"""What `stepbench gate` does: trees, cases and machine put together for each of its questions."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.core import Case, StepbenchError
+from harness.judging import baselines
+from harness.judging.forge import importable
+from harness.judging.gate import SETTINGS, Session
+from harness.judging.trees import Project
+from harness.measuring.sweep import claimed_machine, this_machine
+from harness.training.workloads import canonical, default
+from harness.verdicts import Gate
+
+Tell = Callable[[str], None]
+Show = Callable[[Gate], None]
+BETTER = "better than accepted: `stepbench gate --accept` keeps it"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What to compare: `base` and `head` name commits; None is their default."""
+
+    project: Path
+    base: str | None
+    head: str | None
+    timed: bool
+    workload: str | None
+
+    @property
+    def folder(self) -> Path:
+        """Where the project's code is imported from, and its baselines are kept."""
+        return self.project.resolve()
+
+
+def spelled(asked: Asked) -> str:
+    """The canonical spelling of the workload asked for, looked up in the project's code."""
+    sys.path[:0] = importable(asked.folder)
+    try:
+        return canonical(asked.workload) if asked.workload else default(this_machine())
+    finally:
+        del sys.path[: len(importable(asked.folder))]
+
+
+def compare(asked: Asked, cases: Sequence[Case], tell: Tell, show: Show) -> int:
+    """Compare both sides, show the result, and return the exit code.
+
+    What was measured is shown too where a person or a forge that does not start ends it.
+    """
+    project = Project.at(asked.folder)
+    base = project.commit(asked.base) if asked.base else project.merge_base()
+    head = project.commit(asked.head) if asked.head else None
+    machine = claimed_machine(max(case.ranks for case in cases))
+    with project.tree(base) as old, project.tree(head) as new:
+        session = Session(old, new, cases, machine, timed=asked.timed, tell=tell)
+        try:
+            session.run()
+        except BaseException:
+            if session.measured_any:
+                show(session.told())
+            raise
+        return _ended(session.told(), show)
+
+
+def against_baselines(asked: Asked, cases: Sequence[Case], tell: Tell, show: Show) -> int:
+    """Hold the working tree against the accepted tallies, and return the exit code."""
+    machine = claimed_machine(max(case.ranks for case in cases))
+    baselines.accepted(asked.folder, machine)  # before anything is measured
+    with Project.at(asked.folder).tree(None) as tree:
+        found = baselines.tallied(tree, cases, machine, SETTINGS, tell)
+    result = baselines.against(asked.folder, machine, found, tree)
+    for case in result.cases:
+        if case.verdict == "improvement":
+            tell(f"{case.case}: {BETTER}")
+    return _ended(result, show)
+
+
+def accept(asked: Asked, cases: Sequence[Case], tell: Tell) -> tuple[Path, list[str]]:
+    """Write the working tree's tallies: the file, and a line for each case that has none."""
+    machine = claimed_machine(max(case.ranks for case in cases))
+    with Project.at(asked.folder).tree(None) as tree:
+        found = baselines.tallied(tree, cases, machine, SETTINGS, tell)
+    return baselines.accept(asked.folder, machine, found)
+
+
+def _ended(result: Gate, show: Show) -> int:
+    show(result)
+    refused = [f"{case.case}: {case.refused}" for case in result.cases if case.refused]
+    if refused and result.exit_code == 2:
+        raise StepbenchError(f"not comparable: {refused[0]}")
+    return result.exit_code

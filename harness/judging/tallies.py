@@ -1,0 +1,142 @@
+"""What no clock touches: a side's counts and bytes, and how two sides' differ.
+
+Counts have to repeat exactly. Bytes count where they differ by more than they did among the side's
+own processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from harness.core import Measurement, StepbenchError
+from harness.verdicts import Difference, Tally
+
+# Fresh processes a side: enough to see whether its bytes repeat.
+PROCESSES = 3
+# What must be equal, or a difference could not be put down to the code.
+ALIKE = ("torch", "cuda", "cudnn", "nccl", "device", "threads", "allocator", "data_digest")
+# What a step's peak is made of explains it; alone it is no verdict.
+PARTS = ("parameters", "gradients", "optimizer_state", "activations_and_temporaries")
+# Lines of a diff; the rest is counted.
+MOST_LINES = 8
+
+
+def tally(measured: Sequence[Measurement]) -> Tally:
+    """One side's tally from its fresh processes.
+
+    Raises:
+        StepbenchError: its counts did not repeat.
+    """
+    first = measured[0]
+    if any(one.counters.counts != first.counters.counts for one in measured):
+        raise StepbenchError("its operator counts differed between processes")
+    sizes = [_bytes(one) for one in measured]
+    return Tally(
+        counts={
+            "operators": sum(first.counters.operators.values()),
+            "flops": first.counters.flops,
+            "recomputed_products": first.counters.recomputed_products,
+        },
+        operators=dict(first.counters.operators),
+        flops_by_type=dict(first.counters.matmul_flops),
+        least_bytes={name: min(one[name] for one in sizes) for name in sizes[0]},
+        most_bytes={name: max(one[name] for one in sizes) for name in sizes[0]},
+        alike={
+            **{key: first.environment.get(key) for key in ALIKE},
+            "memory": first.memory.method,
+        },
+    )
+
+
+def _bytes(one: Measurement) -> dict[str, int]:
+    memory = one.memory
+    return {
+        "build_peak": memory.build.allocated_bytes,
+        "first_step_peak": memory.first_step.allocated_bytes,
+        "steady_peak": memory.steady_step.allocated_bytes,
+        "saved_for_backward": one.counters.saved_bytes,
+        "parameters": memory.parameter_bytes,
+        "gradients": memory.gradient_bytes,
+        "optimizer_state": memory.optimizer_bytes,
+        "activations_and_temporaries": memory.working_bytes,
+    }
+
+
+def unlike(old: Tally, new: Tally) -> str | None:
+    """The first key that forbids comparing two tallies, with both values; None if none."""
+    return next(
+        (
+            f"{key}: {old.alike.get(key)} against {new.alike.get(key)}"
+            for key in dict.fromkeys((*old.alike, *new.alike))
+            if old.alike.get(key) != new.alike.get(key)
+        ),
+        None,
+    )
+
+
+def differences(old: Tally, new: Tally) -> tuple[Difference, ...]:
+    """What the new tally has that the old had not; less is better."""
+    return (*_counts(old, new), *_sizes(old, new))
+
+
+def _counts(old: Tally, new: Tally) -> Iterator[Difference]:
+    details = {
+        "operators": (old.operators, new.operators),
+        "flops": (old.flops_by_type, new.flops_by_type),
+    }
+    for figure, before in old.counts.items():
+        after = new.counts.get(figure, 0)
+        parts = details.get(figure, ({}, {}))
+        if before == after and parts[0] == parts[1]:
+            continue
+        yield Difference(
+            figure=figure,
+            change="worse" if after > before else "better" if after < before else "changed",
+            unit="count",
+            old=before,
+            new=after,
+            detail=_by_name(*parts),
+        )
+
+
+def _sizes(old: Tally, new: Tally) -> Iterator[Difference]:
+    parts = [name for name in PARTS if _beyond_spread(name, old, new)]
+    told = _by_name(*({name: one.most_bytes[name] for name in parts} for one in (old, new)))
+    for figure in (name for name in old.most_bytes if name not in PARTS):
+        if change := _beyond_spread(figure, old, new):
+            yield Difference(
+                figure=figure,
+                change="worse" if change > 0 else "better",
+                unit="bytes",
+                old=old.most_bytes[figure],
+                new=new.most_bytes[figure],
+                detail=told if figure == "steady_peak" else (),
+            )
+
+
+def _beyond_spread(figure: str, old: Tally, new: Tally) -> int:
+    """Bytes between the two ranges where that is more than either is wide; else 0."""
+    (low, high), (new_low, new_high) = (
+        (one.least_bytes[figure], one.most_bytes[figure]) for one in (old, new)
+    )
+    spread = max(high - low, new_high - new_low)
+    if new_low - high > spread:
+        return new_low - high
+    return new_high - low if low - new_high > spread else 0
+
+
+def _by_name(old: Mapping[str, int], new: Mapping[str, int]) -> tuple[str, ...]:
+    """`aten.mm: 12 -> 13 (+1)` for each name that differs, the largest difference first."""
+    changes = {
+        name: new.get(name, 0) - old.get(name, 0)
+        for name in dict.fromkeys((*old, *new))
+        if new.get(name, 0) != old.get(name, 0)
+    }
+    names = sorted(changes, key=lambda name: (-abs(changes[name]), name))
+    lines = [
+        f"{name}: {old.get(name, 0):,} -> {new.get(name, 0):,} ({changes[name]:+,})"
+        for name in names[:MOST_LINES]
+    ]
+    if len(names) > MOST_LINES:
+        lines.append(f"and {len(names) - MOST_LINES} more")
+    return tuple(lines)

@@ -1,0 +1,242 @@
+"""The judge's data: sides, pairs of processes and what they say. Standard library only."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from harness.core import Case, Jsonable, Outcome
+
+Method = Literal["ping-pong", "whole processes"]
+Order = Literal["reference first", "candidate first"]
+Figure = Literal["cpu_s", "step_s"]
+Summary = Literal["lower quartile", "median", "mean"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side(Jsonable):
+    """A case in the code of a source tree (a folder); None: the code of this process."""
+
+    case: Case
+    tree: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block(Jsonable):
+    """Consecutive steps of one process, raw.
+
+    `step_s`: seconds of each step by its boundary marks (CUDA events on a GPU). `cpu_s`: CPU
+    seconds of the process in each, all its threads.
+    """
+
+    step_s: tuple[float, ...]
+    cpu_s: tuple[float, ...]
+
+
+def lower_quartile(values: Sequence[float]) -> float:
+    """The 25th percentile, interpolated (`statistics.quantiles`, inclusive); of one value itself.
+
+    A neighbour can only slow a step down, so the faster steps are those that met nobody.
+    """
+    if len(values) == 1:
+        return values[0]
+    return statistics.quantiles(values, n=4, method="inclusive")[0]
+
+
+SUMMARIES: Mapping[Summary, Callable[[Sequence[float]], float]] = {
+    "lower quartile": lower_quartile,
+    "median": statistics.median,
+    "mean": statistics.fmean,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair(Jsonable):
+    """Fresh processes of both sides, timed beside each other.
+
+    Attributes:
+        order: which side began; within a ping-pong pair it alternates from there on.
+        summary: what stands for a block: the lower quartile on a CPU, the median of the events on
+            a GPU, the mean where loader workers deliver in bursts.
+        reference, candidate: blocks in the order measured, the n-th of one beside the n-th of the
+            other; one each where whole processes alternate.
+        stolen_share: processors' time that the hypervisor took meanwhile, in cores.
+        foreign_cores: processors that others kept busy meanwhile.
+        disturbances: what of that counts as disturbed, one line each.
+    """
+
+    method: Method
+    order: Order
+    summary: Summary
+    reference: tuple[Block, ...]
+    candidate: tuple[Block, ...]
+    stolen_share: float
+    foreign_cores: float
+    disturbances: tuple[str, ...]
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """What this pair can be judged by.
+
+        On a CPU the process' CPU time, which no neighbour lengthens by taking turns, and wall
+        time, which alone shows waiting (a sleep, a disk, a lock). On a GPU the host's CPU time says
+        nothing of the device, and with loader workers nothing of theirs.
+        """
+        return ("cpu_s", "step_s") if self.summary == "lower quartile" else ("step_s",)
+
+    def log_ratio(self, figure: Figure) -> float:
+        """Natural logarithm of candidate over reference, above 0 where the candidate is slower.
+
+        The median over the blocks.
+        """
+        summarised = SUMMARIES[self.summary]
+        return statistics.median(
+            math.log(summarised(getattr(new, figure)) / summarised(getattr(old, figure)))
+            for old, new in zip(self.reference, self.candidate, strict=True)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally(Jsonable):
+    """What no clock touches, of one case on one side.
+
+    Attributes:
+        counts: figures that repeat exactly and of which less is better: `flops`, `operators`
+            (dispatched), `recomputed_products`.
+        operators: dispatched operators by name: where a difference comes from.
+        flops_by_type: FLOPs of matrix products by the type of their inputs.
+        least_bytes, most_bytes: by figure, over the side's fresh processes: `build_peak`,
+            `first_step_peak`, `steady_peak`, `saved_for_backward`, and what the steady peak is
+            made of: `parameters`, `gradients`, `optimizer_state`, `activations_and_temporaries`.
+        alike: what has to be equal for two tallies to be compared.
+    """
+
+    counts: Mapping[str, int]
+    operators: Mapping[str, int]
+    flops_by_type: Mapping[str, int]
+    least_bytes: Mapping[str, int]
+    most_bytes: Mapping[str, int]
+    alike: Mapping[str, str | int | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference(Jsonable):
+    """One figure that is not what it was. `detail`: where it comes from, one line each."""
+
+    figure: str
+    change: Literal["worse", "better", "changed"]
+    unit: Literal["count", "bytes"]
+    old: int
+    new: int
+    detail: tuple[str, ...] = ()
+
+
+Verdict = Literal["regression", "suspect", "none", "improvement", "not enough data"]
+Stage = Literal["screen", "measure", "confirm"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weighed(Jsonable):
+    """One figure over the pairs of one stage.
+
+    `estimate` is the Hodges-Lehmann estimate of the log-ratio; the p values are one-sided.
+    """
+
+    stage: Stage
+    figure: Figure
+    pairs: int
+    estimate: float
+    p_slower: float
+    p_faster: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredPair(Jsonable):
+    """A pair in the order of measurement. `dropped_for`: figures that it is not judged by."""
+
+    stage: Stage
+    pair: Pair
+    dropped_for: tuple[Figure, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeVerdict(Jsonable):
+    """What the pairs say.
+
+    Attributes:
+        figure: the one that the verdict rests on.
+        estimate: its log-ratio, over the twenty pairs, or the six where the screen stopped.
+        p: what suspected, adjusted for figures and cases.
+        smallest_seen: log-ratio of the smallest slowdown that would have been seen; for "none".
+        reason: for "not enough data".
+    """
+
+    verdict: Verdict
+    method: Method
+    figure: Figure | None
+    estimate: float | None
+    p: float | None
+    smallest_seen: float | None
+    weighed: tuple[Weighed, ...]
+    pairs: tuple[MeasuredPair, ...]
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseVerdict(Jsonable):
+    """One case on both sides: how each ended, what differs without a clock, and in time.
+
+    `refused`: why the two cannot be compared, naming the key. `time` is None where no pairs were
+    asked for or could be had.
+    """
+
+    case: Case
+    reference: Outcome
+    candidate: Outcome
+    differences: tuple[Difference, ...] = ()
+    refused: str | None = None
+    time: TimeVerdict | None = None
+
+    @property
+    def verdict(self) -> str:
+        """A `Verdict`, or `refused`, `failed` (on both sides), `unsupported`, `works again`."""
+        if self.refused:
+            return "refused"
+        if not self.candidate.ok:
+            if self.reference.ok:
+                return "regression"
+            return "unsupported" if self.candidate.kind == "unsupported" else "failed"
+        if not self.reference.ok:
+            return "works again"
+        changes = {one.change for one in self.differences}
+        told = self.time.verdict if self.time else "none"
+        if "worse" in changes or told == "regression":
+            return "regression"
+        if told == "none" and "better" in changes:
+            return "improvement"
+        return told
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate(Jsonable):
+    """A whole comparison of two sides, named for people (`reference`, `candidate`)."""
+
+    reference: str
+    candidate: str
+    started_at: str  # ISO 8601, UTC
+    machine: Mapping[str, Any]
+    torch: str
+    measure_version: int
+    timed: bool
+    cases: tuple[CaseVerdict, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """1: something regressed; 2: a case was refused or gives no number on either side; or 0."""
+        told = {one.verdict for one in self.cases}
+        if "regression" in told:
+            return 1
+        return 2 if told & {"refused", "failed"} else 0

@@ -1,0 +1,217 @@
+"""The command on real repositories: what was planted is named; nothing here depends on a clock."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from harness import cli, cli_gate
+from harness.core import Case, Outcome, StepbenchError
+from harness.judging import baselines, command, pairs, trial
+from harness.judging.gate import Session
+from harness.judging.tallies import tally
+from harness.judging.trees import Tree
+from harness.verdicts import CaseVerdict, Gate
+from tests.judging.conftest import TRAIN
+from tests.judging.test_tallies import counting
+from tests.judging.test_trees import git
+from tests.synthetic import MACHINE, MIB, measurement
+
+OPERATOR = ("EXTRA = 0", "EXTRA = 1")
+MINE = Case(workload="train:workload")
+LEAK = ("torch.zeros(0)", "torch.zeros(2**18)")  # 1 MiB of float32
+
+
+@pytest.fixture
+def project(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    git(folder, "init", "-q", "-b", "main")
+    (folder / "train.py").write_text(TRAIN)
+    git(folder, "add", "-A")
+    git(folder, "commit", "-q", "-m", "first")
+    return folder
+
+
+def edit(folder, old, new):
+    source = (folder / "train.py").read_text()
+    assert old in source
+    (folder / "train.py").write_text(source.replace(old, new))
+
+
+def asked(folder, **changes):
+    """The gate's first commit against the working tree, by counters only unless it says so."""
+    fields = {"project": folder, "base": "HEAD", "head": None, "timed": False, "workload": None}
+    return command.Asked(**fields | changes)
+
+
+def compared(folder, code, **changes):
+    """What the command showed; it has to end with `code`."""
+    shown = []
+    assert command.compare(asked(folder, **changes), [MINE], print, shown.append) == code
+    [result] = shown
+    return result
+
+
+@pytest.mark.parametrize(
+    ("planted", "figure", "amount", "line"),
+    [
+        (OPERATOR, "operators", None, "aten.mm: 3 -> 4 (+1)"),
+        (LEAK, "steady_peak", MIB, f"(+{MIB:,})"),
+    ],
+)
+def test_a_planted_leak_is_found_with_no_clock(project, planted, figure, amount, line):
+    edit(project, *planted)
+    git(project, "commit", "-q", "-am", "second")
+    result = compared(project, 1, base="HEAD^", head="HEAD")
+    [case] = result.cases
+    assert (case.verdict, case.time) == ("regression", None)
+    [found] = [one for one in case.differences if one.figure == figure]
+    assert found.change == "worse"
+    assert amount in (None, found.new - found.old)
+    assert any(line in detail for detail in found.detail)
+
+
+def test_time_is_judged_of_the_working_tree_and_every_output_written(
+    project, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(trial, "WANTED", {"screen": 3, "measure": 4, "confirm": 2})
+    monkeypatch.setattr(pairs, "BLOCKS", 2)
+    edit(project, "EXTRA = 0", "EXTRA = 40")
+    junit, plot = tmp_path / "gate.xml", tmp_path / "gate.html"
+    show = cli_gate._printer(True, False, junit, plot)
+    assert command.compare(asked(project, timed=True), [MINE], print, show) == 1
+    shown = capsys.readouterr().out
+    assert "the working tree against commit" in shown
+    assert "| train:workload baseline | regression |" in shown
+    suite = ElementTree.parse(junit).getroot()
+    assert (suite.get("tests"), suite.get("failures")) == ("1", "1")
+    assert suite.find("testcase").get("name") == "train:workload baseline"
+    assert "aten.mm" in suite.find("testcase/failure").text
+    assert "CPU time" in plot.read_text()
+
+
+def test_the_command_accepts_counters_and_holds_them_against_the_working_tree(project):
+    line = [sys.executable, "-m", "harness.cli", "gate", "-w", "train:workload", "-c", "baseline"]
+    done = subprocess.run(
+        [*line, "--accept"], cwd=project, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    [written] = (project / baselines.FOLDER).glob("*.json")
+    assert str(written) in done.stdout
+    assert json.loads(written.read_text())["cases"].keys() == {"train:workload baseline"}
+    shown = []
+    assert command.against_baselines(asked(project), [MINE], print, shown.append) == 0
+    edit(project, *OPERATOR)
+    assert command.against_baselines(asked(project), [MINE], print, shown.append) == 1
+    equal, worse = (result.cases[0].differences for result in shown)
+    assert equal == ()
+    assert "aten.mm: 3 -> 4 (+1)" in worse[0].detail
+
+
+def stored(folder, figures):
+    """Accept a tally made by hand."""
+    return baselines.accept(folder, MACHINE, {CASE: tally([figures])})[0]
+
+
+CASE, OTHER = Case(workload="gpt-tiny"), Case(workload="gpt-1m")
+TREE = Tree(folder=Path(), name="the working tree")
+
+
+def against(folder, found, machine=MACHINE):
+    return baselines.against(folder, machine, found, TREE)
+
+
+def test_a_better_figure_proposes_a_baseline_and_a_worse_one_fails(tmp_path):
+    stored(tmp_path, counting(flops=1000))
+    better = against(tmp_path, {CASE: tally([counting(flops=900)])})
+    assert (better.cases[0].verdict, better.exit_code) == ("improvement", 0)
+    worse = against(tmp_path, {CASE: tally([counting(flops=1001)])})
+    assert (worse.cases[0].verdict, worse.exit_code) == ("regression", 1)
+    gone = against(tmp_path, {CASE: Outcome(kind="failed", reason="broken")})
+    assert (gone.cases[0].verdict, gone.exit_code) == ("regression", 1)
+
+
+def test_unknown_cases_and_kinds_of_machine_do_not_pass_in_silence(tmp_path):
+    path = stored(tmp_path, measurement())
+    unknown = against(tmp_path, {OTHER: tally([measurement()])})
+    assert "no baseline for this case" in unknown.cases[0].refused
+    assert unknown.exit_code == 2
+    other = {**MACHINE, "instruction_set": "AVX512"}
+    with pytest.raises(StepbenchError, match=r"no baseline for .*instruction_set: AVX512"):
+        against(tmp_path, {CASE: tally([measurement()])}, other)
+    path.write_text(path.read_text().replace('"ruler": ', '"ruler": 9'))
+    with pytest.raises(StepbenchError, match="not comparable: ruler: 9"):
+        against(tmp_path, {CASE: tally([measurement()])})
+    path.write_text("{")
+    with pytest.raises(StepbenchError, match="cannot be read as baselines"):
+        against(tmp_path, {CASE: tally([measurement()])})
+
+
+def test_accepting_keeps_other_cases_and_other_kinds_of_machine(tmp_path):
+    first = stored(tmp_path, counting(flops=1))
+    found = {OTHER: tally([measurement()]), CASE: Outcome(kind="oom", reason="too large")}
+    path, missing = baselines.accept(tmp_path, MACHINE, found)
+    assert path == first
+    assert missing == ["gpt-tiny baseline: oom: too large"]
+    written = json.loads(path.read_text())
+    assert list(written["cases"]) == ["gpt-1m baseline", "gpt-tiny baseline"]
+    assert written["cases"]["gpt-tiny baseline"]["counts"]["flops"] == 1
+    gpu = {"name": "NVIDIA H200", "capability": "9.0", "memory_bytes": 1, "bf16": True}
+    path, _ = baselines.accept(tmp_path, {**MACHINE, "gpus": [gpu]}, found)
+    assert "nvidia-h200" in path.name
+    assert len(list((tmp_path / baselines.FOLDER).iterdir())) == 2
+    with pytest.raises(StepbenchError, match="nothing to accept: gpt-tiny baseline: oom"):
+        baselines.accept(tmp_path, MACHINE, {CASE: found[CASE]})
+
+
+def test_what_was_measured_is_shown_though_a_person_stops_it(project, monkeypatch, machine):
+    ok = Outcome(kind="ok")
+    result = Gate(
+        reference="a",
+        candidate="b",
+        started_at="2026-01-31T12:00:00+00:00",
+        machine=MACHINE,
+        torch="2.13.0",
+        measure_version=2,
+        timed=True,
+        cases=(CaseVerdict(case=CASE, reference=ok, candidate=ok),),
+    )
+
+    def stopped(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "run", stopped)
+    monkeypatch.setattr(Session, "measured_any", True)
+    monkeypatch.setattr(Session, "told", lambda self: result)
+    shown = []
+    with pytest.raises(KeyboardInterrupt):
+        command.compare(asked(project), [CASE], print, shown.append)
+    assert shown == [result]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["v9"], "'v9' is no commit"),
+        (["HEAD", "--accept"], "name no commit"),
+        (["--accept", "--baselines"], "choose one"),
+        (["--counters-only", "--plot", "pairs.html"], "--plot shows pairs"),
+        (["-c", "fp17"], "'fp17' is not a technique"),
+        (["--project", "nowhere"], "nowhere is no folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(project, monkeypatch, capsys, arguments, told):
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(sys, "argv", ["stepbench", "gate", *arguments])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    [line] = said.err.splitlines()
+    assert told in line
+    assert said.out == ""

@@ -1,0 +1,232 @@
+"""Pairs of real processes: turns, faults injected for real, and nothing left behind."""
+
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from harness.core import MEASURE_VERSION, StepbenchError
+from harness.judging.pairs import BLOCKS, PairFailed, Ring, alternate, method_for, order_of
+from harness.training import build as build_module
+from harness.verdicts import Block, Pair, lower_quartile
+from tests.judging.conftest import QUICK, TRAIN, side
+from tests.synthetic import measurement
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def block(*seconds):
+    return Block(step_s=seconds, cpu_s=tuple(one / 2 for one in seconds))
+
+
+def a_pair(summary, reference, candidate):
+    return Pair(
+        method="ping-pong",
+        order="reference first",
+        summary=summary,
+        reference=reference,
+        candidate=candidate,
+        stolen_share=0.0,
+        foreign_cores=0.0,
+        disturbances=(),
+    )
+
+
+def test_a_lower_quartile_by_hand():
+    assert lower_quartile([5.0]) == 5.0
+    assert lower_quartile([4, 1, 3, 2, 100]) == 2
+    assert lower_quartile([1, 2, 3, 4]) == 1.75
+
+
+def test_a_pairs_value_is_the_median_of_its_blocks_log_ratios():
+    old = (block(1, 1, 1), block(2, 2, 2), block(1, 1, 1))
+    new = (block(2, 2, 9), block(2, 2, 2), block(math.e, 99, math.e))
+    cpu = a_pair("lower quartile", old, new)
+    assert cpu.figures == ("cpu_s", "step_s")
+    assert cpu.log_ratio("step_s") == cpu.log_ratio("cpu_s") == pytest.approx(math.log(2))
+    assert a_pair("median", old, new).figures == ("step_s",)
+    assert Pair.from_json(cpu.to_json()) == cpu
+
+
+def test_who_begins_alternates_over_blocks_and_pairs():
+    told = []
+    seen = alternate(
+        lambda: told.append("a") or block(1.0),
+        lambda: told.append("b") or block(2.0),
+        blocks=4,
+        begins="candidate first",
+    )
+    assert "".join(told) == "baabbaab"
+    assert seen == ((block(1.0),) * 4, (block(2.0),) * 4)
+    assert [order_of(index)[0] for index in range(5)] == ["r", "c", "c", "r", "r"]
+
+
+def test_workers_ranks_and_large_models_take_turns_as_whole_processes(machine):
+    cpu = {**machine, "gpus": []}
+    gpu = {**machine, "gpus": [{"memory_bytes": 1000 * 2**20}]}
+    small, large = measurement(peak_bytes=400 * 2**20), measurement(peak_bytes=500 * 2**20)
+    loading = replace(small, counters=replace(small.counters, loader_processes=2))
+    assert method_for(small, large, ranks=1, machine=cpu) == "ping-pong"
+    assert method_for(small, small, ranks=1, machine=gpu) == "ping-pong"
+    assert method_for(small, large, ranks=1, machine=gpu) == "whole processes"
+    assert method_for(small, loading, ranks=1, machine=cpu) == "whole processes"
+    assert method_for(small, small, ranks=2, machine=cpu) == "whole processes"
+
+
+@pytest.fixture
+def no_orphans():
+    before = set(psutil.Process().children(recursive=True))
+    yield
+    deadline = time.monotonic() + 5
+    while left := set(psutil.Process().children(recursive=True)) - before:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.02)
+
+
+def test_both_methods_on_real_processes(machine, no_orphans):
+    with Ring(side(), side("accum2"), machine, QUICK) as ring:
+        measured = [ring.measurement(role) for role in ("reference", "candidate")]
+        assert [one.counters.forwards for one in measured] == [1, 2]
+        turns = ring.pair("ping-pong", "candidate first")
+        whole = ring.pair("whole processes", "reference first")
+    assert len(turns.reference) == len(turns.candidate) == BLOCKS
+    assert len({len(one.step_s) for one in (*turns.reference, *turns.candidate)}) == 1
+    assert (turns.summary, turns.order) == ("lower quartile", "candidate first")
+    assert [len(one.step_s) for one in (*whole.reference, *whole.candidate)] == [3, 3]
+    assert all(math.isfinite(one.log_ratio("cpu_s")) for one in (turns, whole))
+
+
+def planted(monkeypatch, fault):
+    """Let `fault(loop)` edit the loop of every process whose combination accumulates."""
+    real = build_module.plain_loop
+
+    def faulty(model, optimizer, site):
+        loop = real(model, optimizer, site)
+        return fault(loop) if site.plan.micro_batches > 1 else loop
+
+    monkeypatch.setattr(build_module, "plain_loop", faulty)
+
+
+def dying(loop):
+    left = iter(range(20))  # beyond the warm-up of at most 15 steps, in a block
+
+    def update():
+        next(left, None) is not None or os.kill(os.getpid(), signal.SIGKILL)
+        loop.update()
+
+    return replace(loop, update=update)
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (dying, "killed by SIGKILL"),
+        (lambda loop: replace(loop, update=lambda: 1 / 0), "ZeroDivisionError"),
+        (lambda loop: replace(loop, update=lambda: time.sleep(99)), "deadline of 3 s"),
+    ],
+)
+def test_a_side_that_ends_is_told_by_its_role(monkeypatch, machine, no_orphans, fault, told):
+    planted(monkeypatch, fault)
+    with Ring(side(), side("accum2"), machine, replace(QUICK, deadline_s=3)) as ring:
+        with pytest.raises(PairFailed, match=told) as failed:
+            ring.pair("ping-pong", "reference first")
+        assert (failed.value.role, failed.value.outcome.kind) == ("candidate", "failed")
+        assert ring.measurement("reference").counters.forwards == 1  # the forges live on
+
+
+def test_a_forge_that_dies_is_a_failure_of_its_side(machine, no_orphans):
+    before = set(psutil.Process().children())
+    with Ring(side(), side(), machine, QUICK) as ring:
+        for forge in set(psutil.Process().children()) - before:
+            forge.kill()
+        with pytest.raises(PairFailed, match="forge died"):
+            ring.pair("ping-pong", "reference first")
+
+
+@pytest.fixture
+def tree(tmp_path):
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/train.py").write_text(TRAIN)
+    return tmp_path
+
+
+def test_two_trees_are_two_codes(machine, tree, tmp_path, no_orphans):
+    other = shutil.copytree(tree, tmp_path / "other")
+    (other / "src/train.py").write_text(TRAIN.replace("EXTRA = 0", "EXTRA = 3"))
+    sides = [side(workload="train:workload", tree=str(one)) for one in (tree, other)]
+    with Ring(*sides, machine, QUICK) as ring:
+        old, new = (ring.measurement(role) for role in ("reference", "candidate"))
+        assert ring.pair("ping-pong", "reference first").method == "ping-pong"
+        assert new.counters.operators["aten.mm"] - old.counters.operators["aten.mm"] == 3
+    assert "train" not in sys.modules
+
+
+def test_an_installed_copy_is_no_trees_code(machine, tree, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tree / "src"), prepend=os.pathsep)
+    empty = tree / "empty"
+    empty.mkdir()
+    one = side(workload="train:workload", tree=str(empty))
+    with Ring(one, one, machine, QUICK) as ring, pytest.raises(PairFailed, match="came from"):
+        ring.measurement("reference")
+
+
+def test_another_ruler_is_refused_before_anything_is_measured(machine, tmp_path):
+    shutil.copytree(ROOT / "harness", tmp_path / "harness")
+    core = tmp_path / "harness/core.py"
+    ruler = re.sub(r"MEASURE_VERSION = \d+", "MEASURE_VERSION = 99", core.read_text())
+    core.write_text(ruler)
+    with (
+        pytest.raises(StepbenchError, match=f"ruler: 99 .* against {MEASURE_VERSION} here"),
+        Ring(side(), side(tree=str(tmp_path)), machine, QUICK),
+    ):
+        pass
+
+
+def test_a_tree_that_does_not_start_is_told_in_one_line(machine, tmp_path):
+    (tmp_path / "harness").mkdir()
+    (tmp_path / "harness/__init__.py").touch()
+    with (
+        pytest.raises(StepbenchError, match="does not start"),
+        Ring(side(), side(tree=str(tmp_path)), machine, QUICK),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_what_stops_the_parent_stops_everything(how, tmp_path):
+    program = """
+from dataclasses import replace
+from harness.core import Case
+from harness.judging.pairs import Ring
+from harness.measuring.sweep import this_machine
+from harness.training import build
+from harness.verdicts import Side
+import time
+real = build.plain_loop
+build.plain_loop = lambda *given: replace(real(*given), update=lambda: time.sleep(99))
+one = Side(case=Case(workload="gpt-tiny"))
+with Ring(one, one, this_machine()) as ring:
+    print("ready", flush=True)
+    ring.pair("ping-pong", "reference first")
+"""
+    running = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT
+    )
+    assert running.stdout.readline() == b"ready\n"
+    deadline = time.monotonic() + 20
+    while len(children := psutil.Process(running.pid).children(recursive=True)) < 4:
+        assert time.monotonic() < deadline, children
+        time.sleep(0.05)
+    running.send_signal(how)
+    running.wait(20)
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert not alive

@@ -1,0 +1,93 @@
+"""What no clock touches: differences of counts and bytes, by figures made by hand."""
+
+from dataclasses import replace
+
+import pytest
+
+from harness.core import StepbenchError
+from harness.judging.tallies import differences, tally, unlike
+from harness.verdicts import Tally
+from tests.synthetic import MIB, measurement
+
+
+def counting(**changes):
+    one = measurement()
+    return replace(one, counters=replace(one.counters, **changes))
+
+
+def test_equal_sides_do_not_differ():
+    assert differences(tally([measurement()] * 3), tally([measurement()] * 3)) == ()
+
+
+def test_one_operator_more_is_worse_and_named():
+    old, new = counting(operators={"aten.mm": 10}), counting(operators={"aten.mm": 11, "aten.t": 2})
+    [one] = differences(tally([old]), tally([new]))
+    assert (one.figure, one.change, one.old, one.new) == ("operators", "worse", 10, 13)
+    assert one.detail == ("aten.t: 0 -> 2 (+2)", "aten.mm: 10 -> 11 (+1)")
+    [back] = differences(tally([new]), tally([old]))
+    assert back.change == "better"
+
+
+def test_another_operator_in_its_place_is_a_change():
+    old, new = counting(operators={"aten.mm": 10}), counting(operators={"aten.addmm": 10})
+    [one] = differences(tally([old]), tally([new]))
+    assert (one.change, one.old, one.new) == ("changed", 10, 10)
+
+
+def test_flops_are_told_by_the_type_of_their_inputs():
+    old = counting(flops=30, matmul_flops={"float32": 10, "bfloat16": 20})
+    new = counting(flops=30, matmul_flops={"float32": 30})
+    [one] = differences(tally([old]), tally([new]))
+    assert (one.figure, one.change) == ("flops", "changed")
+    assert "float32: 10 -> 30 (+20)" in one.detail
+
+
+def test_a_long_diff_ends_with_how_many_more():
+    old = counting(operators={f"aten.op{n}": 1 for n in range(12)})
+    new = counting(operators={f"aten.op{n}": 2 for n in range(12)})
+    [one] = differences(tally([old]), tally([new]))
+    assert len(one.detail) == 9
+    assert one.detail[-1] == "and 4 more"
+
+
+def test_bytes_are_told_by_category():
+    new = measurement(peak_bytes=101 * MIB)
+    told = {one.figure: one for one in differences(tally([measurement()]), tally([new]))}
+    assert set(told) == {"build_peak", "first_step_peak", "steady_peak"}
+    assert told["steady_peak"].new - told["steady_peak"].old == MIB
+    [line] = told["steady_peak"].detail
+    assert line.startswith("activations_and_temporaries: ")
+    assert line.endswith(f"(+{MIB:,})")
+
+
+@pytest.mark.parametrize(
+    ("old_bytes", "new_bytes", "changes"),
+    [
+        ((1000, 1010), (1021, 1021), ["worse"] * 3),  # beyond both ranges, by more than their width
+        ((1000, 1010), (1020, 1020), []),
+        ((1000, 1010), (1005, 1040), []),  # the ranges overlap
+        ((1000, 1010), (980, 989), ["better"] * 3),
+    ],
+)
+def test_bytes_count_beyond_their_own_spread(old_bytes, new_bytes, changes):
+    sides = [
+        tally([measurement(peak_bytes=size) for size in sizes]) for sizes in (old_bytes, new_bytes)
+    ]
+    assert [one.change for one in differences(*sides)] == changes
+
+
+def test_counts_that_do_not_repeat_are_no_tally():
+    with pytest.raises(StepbenchError, match="differed between processes"):
+        tally([measurement(), counting(flops=1)])
+
+
+def test_what_forbids_comparing_is_named_with_both_values():
+    old = measurement()
+    new = replace(old, environment={**old.environment, "data_digest": "abc"})
+    assert unlike(tally([old]), tally([old])) is None
+    assert unlike(tally([old]), tally([new])) == "data_digest: None against abc"
+
+
+def test_a_tally_survives_json():
+    one = tally([measurement()])
+    assert Tally.from_json(one.to_json()) == one

@@ -1,0 +1,277 @@
+"""A case through the stages, over pairs made by hand: verdicts, and what is dropped from them."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from harness.core import Outcome
+from harness.judging.gate import Session
+from harness.judging.pairs import PairFailed
+from harness.judging.trees import Tree
+from harness.report import gate_tables
+from harness.verdicts import Block, CaseVerdict, Gate, Pair
+from tests.synthetic import MACHINE, case, measurement
+
+# Pairs of equal sides: ±1% with no direction in any of the stages.
+NOISE = [0.01, -0.011, 0.012, -0.013, 0.014, -0.015]
+CROWD = ("other processes left too few processors",)
+
+
+def a_pair(cpu: float, wall: float | None = None, disturbances=(), summary="lower quartile"):
+    slow_cpu, slow_wall = math.exp(cpu), math.exp(cpu if wall is None else wall)
+    return Pair(
+        method="ping-pong",
+        order="reference first",
+        summary=summary,
+        reference=(Block(step_s=(1.0,), cpu_s=(1.0,)),),
+        candidate=(Block(step_s=(slow_wall,), cpu_s=(slow_cpu,)),),
+        stolen_share=0.0,
+        foreign_cores=0.0,
+        disturbances=disturbances,
+    )
+
+
+class Ring:
+    """In place of real forges: pairs from `pairs(index)`, measurements from `measured`."""
+
+    def __init__(self, pairs, measured):
+        self.pairs, self.measured, self.asked, self.opened = pairs, measured, 0, 0
+
+    def __enter__(self):
+        self.opened += 1
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def turn_to(self, reference, candidate):
+        self.case = candidate
+
+    def measurement(self, role):
+        found = self.measured[role]
+        if isinstance(found, Outcome):
+            raise PairFailed(role, found)
+        return found
+
+    def pair(self, method, order):
+        self.asked += 1
+        found = self.pairs(self.asked - 1)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+def judged(monkeypatch, pairs, reference=None, candidate=None, cases=("bf16",)) -> Gate:
+    measured = {
+        "reference": reference or measurement(),
+        "candidate": candidate or measurement(),
+    }
+    ring = Ring(pairs, measured)
+    monkeypatch.setattr(Session, "_ring", lambda self: ring)
+    trees = [Tree(folder=None, name=name) for name in ("old", "new")]
+    session = Session(*trees, [case(name) for name in cases], MACHINE)
+    session.run()
+    result = session.told()
+    assert Gate.from_json(result.to_json()) == result
+    return result
+
+
+def only(gate: Gate) -> CaseVerdict:
+    [one] = gate.cases
+    return one
+
+
+def gate_of(one: CaseVerdict) -> Gate:
+    return Gate(
+        reference="old",
+        candidate="new",
+        started_at="2026-01-31T12:00:00+00:00",
+        machine=MACHINE,
+        torch="2.13.0",
+        measure_version=2,
+        timed=True,
+        cases=(one,),
+    )
+
+
+def stages(one: CaseVerdict) -> dict[str, int]:
+    counted = [pair.stage for pair in one.time.pairs]
+    return {stage: counted.count(stage) for stage in dict.fromkeys(counted)}
+
+
+def test_equal_sides_stop_after_six_pairs(monkeypatch):
+    gate = judged(monkeypatch, lambda index: a_pair(NOISE[index]))
+    one = only(gate)
+    assert (one.verdict, stages(one), gate.exit_code) == ("none", {"screen": 6}, 0)
+    assert 0.01 < one.time.smallest_seen < 0.06
+
+
+def test_a_slowdown_is_suspected_in_twenty_and_confirmed_in_twelve(monkeypatch):
+    gate = judged(monkeypatch, lambda index: a_pair(0.05 + NOISE[index % 6]))
+    one = only(gate)
+    assert (one.verdict, gate.exit_code) == ("regression", 1)
+    assert stages(one) == {"screen": 6, "measure": 14, "confirm": 12}
+    assert one.time.estimate == pytest.approx(0.05, abs=0.002)
+    assert one.time.p == 2 * 2**-20  # every pair is slower, and there are two figures
+
+
+def test_what_fresh_pairs_do_not_show_is_suspect(monkeypatch):
+    gate = judged(monkeypatch, lambda index: a_pair((0.05 if index < 20 else 0) + NOISE[index % 6]))
+    assert (only(gate).verdict, gate.exit_code) == ("suspect", 0)
+
+
+def test_an_effect_below_the_floor_is_none(monkeypatch):
+    one = only(judged(monkeypatch, lambda index: a_pair(0.008 + NOISE[index % 6] / 10)))
+    assert (one.verdict, stages(one)) == ("none", {"screen": 6, "measure": 14})
+
+
+def test_an_improvement_is_the_mirror_image(monkeypatch):
+    gate = judged(monkeypatch, lambda index: a_pair(-0.05 + NOISE[index % 6]))
+    one = only(gate)
+    assert (one.verdict, gate.exit_code) == ("improvement", 0)
+    assert stages(one) == {"screen": 6, "measure": 14, "confirm": 12}
+    assert one.time.estimate == pytest.approx(-0.05, abs=0.002)
+
+
+def test_waiting_is_found_by_wall_time(monkeypatch):
+    one = only(judged(monkeypatch, lambda index: a_pair(NOISE[index % 6], 0.1 + NOISE[index % 6])))
+    assert (one.verdict, one.time.figure) == ("regression", "step_s")
+
+
+def test_disturbed_pairs_are_measured_again_and_lose_their_wall_time(monkeypatch):
+    one = only(
+        judged(
+            monkeypatch,
+            # Whoever is slower: every third pair is disturbed, and its wall time nonsense.
+            lambda index: (
+                a_pair(NOISE[index % 6], 5 * (-1) ** index, CROWD)
+                if index % 3 == 0
+                else a_pair(NOISE[index % 6])
+            ),
+        )
+    )
+    assert one.verdict == "none"
+    assert stages(one)["screen"] == 9  # six of them undisturbed
+    assert sum(bool(pair.dropped_for) for pair in one.time.pairs if pair.stage == "screen") == 3
+    screen = {note.figure: note.pairs for note in one.time.weighed if note.stage == "screen"}
+    assert screen == {"cpu_s": 9, "step_s": 6}
+
+
+def test_a_crowded_machine_leaves_cpu_time_to_judge(monkeypatch):
+    one = only(judged(monkeypatch, lambda index: a_pair(0.05 + NOISE[index % 6], 3.0, CROWD)))
+    assert (one.verdict, one.time.figure) == ("regression", "cpu_s")
+    assert stages(one) == {"screen": 9, "measure": 21, "confirm": 18}
+    assert {note.figure for note in one.time.weighed} == {"cpu_s"}
+
+
+def test_too_few_undisturbed_pairs_are_not_enough_data(monkeypatch):
+    gate = judged(monkeypatch, lambda index: a_pair(0.3, 0.3, CROWD, summary="median"))
+    assert (only(gate).verdict, gate.exit_code) == ("not enough data", 0)
+    assert only(gate).time.reason.startswith("9 of 9 pairs were disturbed")
+
+
+def test_a_slowdown_that_too_few_pairs_could_confirm_is_suspect(monkeypatch):
+    one = only(
+        judged(
+            monkeypatch,
+            lambda index: a_pair(
+                0.05 + NOISE[index % 6], disturbances=CROWD if index >= 20 else (), summary="median"
+            ),
+        )
+    )
+    assert one.verdict == "suspect"
+    assert "time was not confirmed: 18 of 18 pairs were disturbed" in gate_tables.terminal(
+        gate_of(one)
+    )
+
+
+def test_a_side_that_dies_among_pairs_is_not_enough_data(monkeypatch):
+    dead = PairFailed("candidate", Outcome(kind="oom", reason="no room for two"))
+    gate = judged(monkeypatch, lambda index: a_pair(0.0) if index < 3 else dead)
+    assert only(gate).verdict == "not enough data"
+    assert only(gate).time.reason == "candidate: oom: no room for two"
+    assert len(only(gate).time.pairs) == 3  # what was measured is kept
+
+
+OOM = Outcome(kind="oom", reason="too large", phase="backward")
+NOT_HERE = Outcome(kind="unsupported", reason="tf32 needs an NVIDIA GPU")
+
+
+@pytest.mark.parametrize(
+    ("reference", "candidate", "verdict", "code"),
+    [
+        (None, OOM, "regression", 1),
+        (OOM, None, "works again", 0),
+        (OOM, OOM, "failed", 2),
+        (NOT_HERE, NOT_HERE, "unsupported", 0),
+    ],
+)
+def test_a_case_that_fails_on_one_side_is_said_so(monkeypatch, reference, candidate, verdict, code):
+    gate = judged(monkeypatch, None, reference, candidate)
+    assert (only(gate).verdict, gate.exit_code, only(gate).time) == (verdict, code, None)
+
+
+def test_unlike_sides_are_refused_by_the_key(monkeypatch):
+    gate = judged(monkeypatch, None, candidate=measurement(torch="2.14.0"))
+    assert only(gate).refused == "torch: 2.13.0+cpu against 2.14.0"
+    assert (only(gate).verdict, gate.exit_code) == ("refused", 2)
+
+
+def test_more_memory_is_a_regression_though_time_is_equal(monkeypatch):
+    gate = judged(
+        monkeypatch,
+        lambda index: a_pair(NOISE[index % 6]),
+        candidate=measurement(peak_bytes=101 * 2**20),
+    )
+    assert (only(gate).verdict, only(gate).time.verdict, gate.exit_code) == (
+        "regression",
+        "none",
+        1,
+    )
+
+
+def test_one_weak_slowdown_among_many_cases_is_a_false_discovery(monkeypatch):
+    # The ranks 9 to 11 of 20 point the other way, a rank sum of 30: p about 0.003 for two figures.
+    values = [(10 + rank) / 1000 * (-1 if rank in (9, 10, 11) else 1) for rank in range(1, 21)]
+
+    def pairs(index):
+        return a_pair(values[index] if index < 20 else 0.02 + index / 10_000)
+
+    alone = only(judged(monkeypatch, pairs))
+    assert alone.verdict == "regression"
+    assert 0.0005 < alone.time.p < 0.005
+
+    asked = {}
+
+    class Many(Ring):
+        def pair(self, method, order):
+            name = str(self.case.combination)
+            asked[name] = asked.get(name, 0) + 1
+            return a_pair(values[asked[name] - 1] if name == "bf16" else NOISE[asked[name] - 1])
+
+    cases = [case(name) for name in ("bf16", *(f"accum{n}" for n in range(2, 12)))]
+    ring = Many(None, {"reference": measurement(), "candidate": measurement()})
+    monkeypatch.setattr(Session, "_ring", lambda self: ring)
+    session = Session(Tree(folder=None, name="a"), Tree(folder=None, name="b"), cases, MACHINE)
+    session.run()
+    assert {one.verdict for one in session.told().cases} == {"none"}
+    assert asked["bf16"] == 20
+    assert ring.opened == 2
+
+
+def test_counts_that_do_not_repeat_are_invalid(monkeypatch):
+    told = iter(range(10))
+    other = measurement()
+
+    class Restless(Ring):
+        def measurement(self, role):
+            flops = 1000 + (next(told) if role == "candidate" else 0)
+            return replace(other, counters=replace(other.counters, flops=flops))
+
+    ring = Restless(None, {})
+    monkeypatch.setattr(Session, "_ring", lambda self: ring)
+    session = Session(Tree(folder=None, name="a"), Tree(folder=None, name="b"), [case()], MACHINE)
+    session.run()
+    assert only(session.told()).candidate.kind == "invalid"
+    assert session.told().exit_code == 1
