@@ -37,7 +37,7 @@ def walked(group_of=None, *, distributed, chunk=0, chunks=1):
 
 
 def on_a_rank(rank, file):
-    group = Group(Place(rank=rank, ranks=2, file=file), CPU, deadline_s=240)
+    group = Group(Place(rank=rank, ranks=2, file=file), CPU, deadline_s=240, host_tensors=False)
     return walked(group, distributed=True)
 
 
