@@ -60,8 +60,9 @@ def _revive(kind: Any, value: Any) -> Any:
     if origin is Literal:
         _require(value in arguments, kind, value)
     else:
-        number = kind is float and isinstance(value, int) and not isinstance(value, bool)
-        _require(number or type(value) is kind, kind, value)
+        truth = isinstance(value, bool)  # which Python takes for a number
+        fits = isinstance(value, (int, float) if kind is float else kind)
+        _require(fits and truth == (kind is bool), kind, value)
     return value
 
 

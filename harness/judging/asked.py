@@ -12,7 +12,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from harness.core import StepbenchError
 from harness.machine import device_type
 
-KEYWORDS = ("workload", "machine", "torch", "results")
+KEYWORDS = ("workload", "machine", "torch", "results", "ranks")
 
 
 class Elsewhere(Exception):
@@ -28,12 +28,14 @@ class Asked:
         machine: `cpu`, `cuda`, a GPU's name or a word of it (`H100`), or a machine's name.
         torch: a version specifier, as in a requirement: `>=2.12`.
         results: folder of stored records, or one run's file; None: measure now.
+        ranks: of what is data-parallel.
     """
 
     workload: str | None = None
     machine: str | None = None
     torch: str | None = None
     results: str | None = None
+    ranks: int = 1
 
     @classmethod
     def of(cls, markers: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]) -> Asked:
@@ -51,8 +53,11 @@ class Asked:
                     f"{', '.join(f'{key}=' for key in KEYWORDS)}"
                 )
             said |= named
+        ranks = said.get("ranks", 1)
+        if type(ranks) is not int or ranks < 1:
+            raise StepbenchError(f"the marker stepbench has ranks={ranks!r}: a number from 1 on")
         for key, value in said.items():
-            if not isinstance(value, str) or not value:
+            if key != "ranks" and (not isinstance(value, str) or not value):
                 raise StepbenchError(f"the marker stepbench has {key}={value!r}: it must be text")
         asked = cls(**said)
         asked._torch_versions()

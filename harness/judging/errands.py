@@ -29,10 +29,12 @@ def machine() -> dict[str, Any]:
     return claimed_machine()
 
 
-def case(workload: str | None, combination: str, machine: Mapping[str, Any]) -> dict[str, Any]:
+def case(
+    workload: str | None, combination: str, ranks: int, machine: Mapping[str, Any]
+) -> dict[str, Any]:
     """The case of these spellings; without a workload, of that machine's default."""
     chosen = canonical(workload or default(machine))
-    found = Case(workload=chosen, combination=parse(combination))
+    found = Case(workload=chosen, combination=parse(combination), ranks=ranks)
     if reason := refused(load(chosen), found):
         raise StepbenchError(reason)
     return found.to_json()
@@ -40,9 +42,9 @@ def case(workload: str | None, combination: str, machine: Mapping[str, Any]) -> 
 
 def record(case: dict[str, Any]) -> dict[str, Any]:
     """One round of the case beside its baseline."""
-    return measure(
-        Case.from_json(case), Settings(rounds=1, extra_rounds=0), claimed_machine()
-    ).to_json()
+    known = Case.from_json(case)
+    settings = Settings(rounds=1, extra_rounds=0)
+    return measure(known, settings, claimed_machine(known.ranks)).to_json()
 
 
 def pairs(record: dict[str, Any], first: int, many: int) -> dict[str, Any]:
@@ -54,11 +56,11 @@ def pairs(record: dict[str, Any], first: int, many: int) -> dict[str, Any]:
     """
     known = Record.from_json(record)
     sides = Side(case=known.case.baseline), Side(case=known.case)
-    seen = known.rounds[0]
-    method = method_for(seen.baseline, seen.case, ranks=known.case.ranks, machine=claimed_machine())
+    seen, here = known.rounds[0], claimed_machine(known.case.ranks)
+    method = method_for(seen.baseline, seen.case, ranks=known.case.ranks, machine=here)
     told: list[dict[str, Any]] = []
     try:
-        with Ring(*sides, claimed_machine()) as ring:
+        with Ring(*sides, here) as ring:
             for index in range(first, first + many):
                 told.append(_told(ring.pair(method, order_of(index))))
     except PairFailed as failed:

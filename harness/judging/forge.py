@@ -27,10 +27,13 @@ from typing import Any
 import harness
 from harness.core import MEASURE_VERSION, Case, Outcome, StepbenchError
 from harness.judging.player import play
+from harness.measuring.caches import cold_caches
 from harness.measuring.launch import PR_SET_PDEATHSIG, Ended, in_child, one_line
 from harness.measuring.measure import Stopped, measure_process
+from harness.measuring.preload import preload
 from harness.measuring.settings import Settings
 from harness.measuring.sources import PROJECT_TREE, mixed_module
+from harness.training.techniques import imports
 from harness.training.workloads import load
 
 # What parent and forge say to each other; a tree's own forge must speak the same.
@@ -218,9 +221,11 @@ def _answered(control: connection.Connection, request: Mapping[str, Any]) -> dic
         if channel is None:
             answer = {"measurement": measure_process(case, settings, request["machine"]).to_json()}
             return {"answer": answer, "death": None, "wall_s": time.perf_counter() - began}
-        ended = in_child(
-            play, channel, request["case"], request["machine"], deadline_s=settings.deadline_s
-        )
+        preload(imports(case.combination))
+        with cold_caches():
+            ended = in_child(
+                play, channel, request["case"], request["machine"], deadline_s=settings.deadline_s
+            )
         return {"answer": ended.answer, "death": ended.death, "wall_s": ended.wall_s}
     except Stopped as stopped:
         outcome = stopped.outcome

@@ -71,12 +71,12 @@ def alternate(
 def method_for(
     reference: Measurement, candidate: Measurement, *, ranks: int, machine: Mapping[str, Any]
 ) -> Method:
-    """Ping-pong for one rank without loader workers; on a GPU only where both fit in its memory.
+    """Ping-pong for one process without loader workers; on a GPU only where both fit there.
 
     Workers would load for one side while the other is timed, ranks would have to wait together.
     """
     both = (reference, candidate)
-    if ranks > 1 or any(one.counters.loader_processes for one in both):
+    if ranks > 1 or any(one.counters.loader_processes or one.counters.group_ranks for one in both):
         return "whole processes"
     if device_type(machine) == "cuda":
         room_bytes = DEVICE_SHARE * min(gpu["memory_bytes"] for gpu in machine["gpus"])

@@ -60,7 +60,7 @@ class Session:
         else:
             asked.require(self._live.machine, self._live.torch)
             source = self._live
-        return Floors(source, partial(self._case, asked.workload, source.machine))
+        return Floors(source, partial(self._case, asked, source.machine))
 
     def close(self) -> None:
         """End the measuring process, if one was started."""
@@ -74,9 +74,11 @@ class Session:
     def _live(self) -> Live:
         return Live(self._measurer)
 
-    def _case(self, workload: str | None, machine: Mapping[str, Any], combination: str) -> Case:
+    def _case(self, asked: Asked, machine: Mapping[str, Any], combination: str) -> Case:
         """Read by the measurer: a workload of one's own is not imported where the tests run."""
-        return Case.from_json(self._measurer.ask("case", workload, combination, machine))
+        return Case.from_json(
+            self._measurer.ask("case", asked.workload, combination, asked.ranks, machine)
+        )
 
 
 class Floors:

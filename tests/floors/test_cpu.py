@@ -44,3 +44,9 @@ def test_16_bit_saves_a_quarter_of_what_is_saved(floor, technique):
 def test_eight_micro_batches_of_one_sample_are_slow(floor):
     """Eight times the calls for the same products: on such a small model the calls are the cost."""
     floor("accum8").speed(at_most=0.6)
+
+
+@pytest.mark.stepbench(ranks=2)
+def test_sharding_over_two_ranks_leaves_each_less(floor):
+    floor("fsdp2").memory(at_most=0.75)
+    floor("zero1").memory(at_most=0.75).ratio("flops", at_least=0.5, at_most=0.5)
