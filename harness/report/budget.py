@@ -34,7 +34,8 @@ def draw(table: Table) -> go.Figure | None:
                 ],
             )
         )
-    figure.update_layout(barmode="stack", legend={"orientation": "h", "y": 1.08})
+    above = {"orientation": "h", "yanchor": "bottom", "y": 1.0, "traceorder": "normal"}
+    figure.update_layout(barmode="stack", legend=above)
     figure.update_xaxes(title="ms of a step", gridcolor="rgba(128,128,128,0.25)")
     figure.update_yaxes(autorange="reversed")
     return dressed(figure, height=MARGINS + BAR_HEIGHT * len(bars), showlegend=True)
