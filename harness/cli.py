@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -16,7 +17,9 @@ import click
 from harness.cli_gate import gate
 from harness.cli_options import AS_JSON, RESULTS, VARY, tell
 from harness.core import Case, StepbenchError
+from harness.store import RunFile
 
+OUT_OF_TIME = 3
 EXIT_CODES = (
     "Exit codes: 0 every case has a number or is unsupported here; 1 a case failed, ran out of "
     "memory or would have given a wrong number; 2 a mistake, told in one line; 3 --minutes ran "
@@ -91,7 +94,7 @@ def run(
       torchrun --nnodes 2 … -m harness.cli run ddp --ranks 2
     """
     from harness.measuring.settings import Settings
-    from harness.measuring.sweep import close_sweep, open_sweep, sweep, this_machine
+    from harness.measuring.sweep import open_sweep, this_machine
     from harness.measuring.team import (
         default_ranks,
         devices_here,
@@ -101,8 +104,7 @@ def run(
         require_ranks,
     )
     from harness.report import tables
-    from harness.report.progress import Bar
-    from harness.training.choice import choose, everything, numbers
+    from harness.training.choice import numbers, sweep_of
     from harness.training.workloads import canonical, default
 
     if not (minutes is None or minutes >= 0) or not deadline_s > 0:
@@ -114,14 +116,25 @@ def run(
     settings = Settings(rounds=rounds, max_steps=steps, min_steps=min(5, steps))
     named = canonical(workload) if workload else default(this_machine())
     each = numbers(ranks) if ranks is not None else [default_ranks(this_machine())]
-    if combinations or choices:
-        asked = choose(named, combinations, choices, ranks=each, weak=weak)
-        cases = list(dict.fromkeys([Case(workload=named), *asked]))
-    else:
-        cases = everything(named, ranks=each, weak=weak)
+    cases = sweep_of(named, combinations, choices, ranks=each, weak=weak)
     require_ranks(cases)
     gpus = devices_here(max(case.ranks for case in cases))
     file = open_sweep(results, settings, project=Path.cwd(), commit=commit, gpus=gpus)
+    exit_code = _measured(file, cases, minutes, deadline_s)
+    dismiss(exit_code)
+    tell(tables.as_json(file) if as_json else tables.terminal(file))
+    if exit_code == OUT_OF_TIME:
+        click.echo("stepbench: time ran out; run the same command again to go on", err=True)
+    return exit_code
+
+
+def _measured(
+    file: RunFile, cases: Sequence[Case], minutes: float | None, deadline_s: float
+) -> int:
+    """Measure the cases under a bar, and close the run if all were; the exit code."""
+    from harness.measuring.sweep import close_sweep, sweep
+    from harness.report.progress import Bar
+
     began = time.monotonic()
     with Bar(len(cases)) as bar:
         finished = sweep(
@@ -131,15 +144,10 @@ def run(
             done=bar.done,
             out_of_time=lambda: minutes is not None and time.monotonic() - began > 60 * minutes,
         )
-    if finished:
-        close_sweep(file)
-    bad = any(record.outcome.kind in ("oom", "failed", "invalid") for record in file.records)
-    exit_code = int(bad) if finished else 3
-    dismiss(exit_code)
-    tell(tables.as_json(file) if as_json else tables.terminal(file))
     if not finished:
-        click.echo("stepbench: time ran out; run the same command again to go on", err=True)
-    return exit_code
+        return OUT_OF_TIME
+    close_sweep(file)
+    return int(any(record.outcome.kind in ("oom", "failed", "invalid") for record in file.records))
 
 
 @stepbench.command()

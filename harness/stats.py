@@ -8,7 +8,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from harness.core import Measurement, Record, Round
+from harness.core import Record, Round
+from harness.observed import Measurement
 
 MINIMUM_ROUNDS_FOR_INTERVAL = 6
 
@@ -108,6 +109,21 @@ def memory_ratio(record: Record) -> Estimate:
         lambda baseline, case: (
             case.memory.steady_step.allocated_bytes / baseline.memory.steady_step.allocated_bytes
         ),
+    )
+
+
+def useful_flops(record: Record) -> float:
+    """Operations of one step that its result needs, on all ranks.
+
+    The baseline's, of as many batches: what is computed again does not count. Fewer where the case
+    itself ran fewer, as with frozen weights.
+    """
+    return min(
+        min(
+            one.baseline.counters.flops * record.case.batch_factor,
+            one.case.counters.flops * record.case.ranks,
+        )
+        for one in judged(record)
     )
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from harness.core import Case, Jsonable, Outcome
+from harness.core import Case, Outcome
+from harness.jsonable import Jsonable
 
 Method = Literal["ping-pong", "whole processes"]
 Order = Literal["reference first", "candidate first"]

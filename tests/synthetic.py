@@ -6,19 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.core import (
-    MEASURE_VERSION,
-    Case,
-    Combination,
-    Counters,
-    Measurement,
-    Memory,
-    Outcome,
-    Peak,
-    Record,
-    Round,
-    Run,
-)
+from harness.core import MEASURE_VERSION, Case, Combination, Outcome, Record, Round, Run
+from harness.observed import Counters, Measurement, Memory, Peak
 from harness.store import RunFile
 
 MIB = 2**20

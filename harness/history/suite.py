@@ -19,19 +19,12 @@ from typing import Any
 from asv_runner.benchmarks.track import TrackBenchmark
 
 from harness import stats
-from harness.core import (
-    MEASURE_VERSION,
-    Case,
-    Compilation,
-    Measurement,
-    Outcome,
-    Record,
-    StepbenchError,
-)
+from harness.core import MEASURE_VERSION, Case, Outcome, Record, StepbenchError
 from harness.history import COMMIT, REFUSAL, RESULTS, ROUNDS, RUN, TREE
 from harness.machine import device_type
 from harness.measuring import sweep
 from harness.measuring.settings import Settings
+from harness.observed import Compilation, Measurement
 from harness.store import RunFile, now
 from harness.training.techniques import parse
 from harness.training.workloads import canonical

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from harness import stats
-from harness.core import Counters, Measurement, StepbenchError
+from harness.core import StepbenchError
+from harness.observed import Counters, Measurement
 
 Kind = Literal["holds", "fails", "inconclusive", "unsupported"]
 

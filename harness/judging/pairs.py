@@ -20,11 +20,12 @@ from dataclasses import replace
 from multiprocessing import connection
 from typing import Any, Literal
 
-from harness.core import Case, Measurement, Outcome
+from harness.core import Case, Outcome
 from harness.judging.forge import Forge
 from harness.machine import device_type
 from harness.measuring.probes.surroundings import STOLEN_SHARE, HostLoad
 from harness.measuring.settings import Settings
+from harness.observed import Measurement
 from harness.verdicts import Block, Method, Order, Pair, Side, Summary
 
 # Blocks a side in a ping-pong pair. Even: each side begins half of them.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from harness.core import Measurement, StepbenchError
+from harness.core import StepbenchError
+from harness.observed import Measurement
 from harness.verdicts import Difference, Tally
 
 # Fresh processes a side: enough to see whether its bytes repeat.

@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from harness.core import Case, Measurement, Outcome, StepbenchError
+from harness.core import Case, Outcome, StepbenchError
 from harness.judging import rule
 from harness.judging.pairs import PairFailed, Ring, Role, method_for, order_of
 from harness.judging.rule import Direction, Weight
 from harness.judging.tallies import PROCESSES, differences, tally, unlike
+from harness.observed import Measurement
 from harness.verdicts import (
     CaseVerdict,
     Difference,

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from harness.core import Case, Measurement, Outcome, Record, Round
+from harness.core import Case, Outcome, Record, Round
 from harness.machine import device_type
 from harness.measuring.ranks import guilty, merged
 from harness.measuring.settings import Settings
 from harness.measuring.team import crowded, run_ranks, too_few_devices
+from harness.observed import Measurement
 from harness.stats import disturbed, parity_difference, step_s
 from harness.store import now
 from harness.training.techniques import (

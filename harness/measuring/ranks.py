@@ -19,18 +19,11 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore, PrefixStore, Store, TCPStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from harness.core import (
-    Communication,
-    DeviceState,
-    Jsonable,
-    Measurement,
-    Memory,
-    Outcome,
-    Peak,
-    Rank,
-)
+from harness.core import Outcome
+from harness.jsonable import Jsonable
 from harness.measuring.launch import Ended
 from harness.measuring.probes.device import disturbances
+from harness.observed import Communication, DeviceState, Measurement, Memory, Peak, Rank
 from harness.stats import relative_difference
 
 # Beyond the deadline of the processes: it is their parent who ends a hanging group.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.core import Jsonable, StepbenchError
+from harness.core import StepbenchError
+from harness.jsonable import Jsonable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,14 +13,7 @@ from typing import Any
 
 import torch
 
-from harness.core import (
-    MEASURE_VERSION,
-    Calibration,
-    Case,
-    Record,
-    Run,
-    StepbenchError,
-)
+from harness.core import MEASURE_VERSION, Calibration, Case, Record, Run, StepbenchError
 from harness.machine import describe, device_type
 from harness.measuring.calibrate import calibrate
 from harness.measuring.launch import in_child

@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import platform
 import statistics
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves
 
-from harness.core import (
-    Case,
-    Communication,
-    Counters,
-    Measurement,
-    Memory,
-    Outcome,
-    Peak,
-    Phase,
-    StepbenchError,
-)
-from harness.measuring.launch import brief_traceback, one_line
+from harness.core import Case, Outcome, Phase, StepbenchError
+from harness.measuring.environment import environment
+from harness.measuring.outcomes import outcome_of
 from harness.measuring.probes import counters, memory
 from harness.measuring.probes.communication import STEPS as WATCHED_STEPS
 from harness.measuring.probes.communication import watched_steps
@@ -37,11 +26,12 @@ from harness.measuring.probes.surroundings import HostLoad
 from harness.measuring.probes.timing import Marks, Window, marked, synchronize, time_steps
 from harness.measuring.ranks import Group, Place
 from harness.measuring.settings import Settings
-from harness.measuring.sources import digest_of_harness, digest_of_workload, versions, wrong_tree
-from harness.training.build import batch_dependent, build, optimizer_kind
-from harness.training.data import Batches, HostBatch, data_digest
+from harness.measuring.sources import wrong_tree
+from harness.observed import Communication, Counters, Measurement, Memory, Peak
+from harness.training.build import build
+from harness.training.data import Batches, HostBatch
 from harness.training.step import train_step
-from harness.training.techniques import chosen_techniques, imports, inside_the_model, plan_of
+from harness.training.techniques import chosen_techniques, inside_the_model, plan_of
 from harness.training.types import Loop, Site, Unsupported, Workload
 from harness.training.workloads import of_case
 
@@ -52,14 +42,6 @@ STEADY = 1.1
 ALONE, DEADLINE_S = Place(), Settings().deadline_s
 # A window with a skipped step is timed again so often.
 WINDOW_TRIES = 3
-
-# What torch raises as a plain RuntimeError: its CPU allocator, the driver, cuBLAS and cuDNN.
-OUT_OF_MEMORY = (
-    "can't allocate memory",
-    "CUDA error: out of memory",
-    "STATUS_ALLOC_FAILED",
-    "Cuda failure 2 'out of memory'",  # NCCL's
-)
 
 
 def measure_case(
@@ -118,7 +100,7 @@ def with_subject(
     except StepbenchError as error:
         return {"outcome": Outcome(kind="failed", reason=str(error)).to_json()}
     except Exception as error:
-        return {"outcome": subject.outcome_of(error).to_json()}
+        return {"outcome": outcome_of(error, subject.phase).to_json()}
 
 
 class Subject:
@@ -183,7 +165,7 @@ class Subject:
                 **categories,
             ),
             counters=counted,
-            environment=self._environment(),
+            environment=environment(self.case, self.loop, self.site, self.group),
             disturbances=disturbances,
             data_wait_s=waits_s,
             epoch_pause_s=pause_s,
@@ -223,18 +205,6 @@ class Subject:
             if self.loop.loss_scale() >= scale:
                 return window
         raise StepbenchError(f"the loss scaler skipped a timed step {WINDOW_TRIES} times")
-
-    def outcome_of(self, error: Exception) -> Outcome:
-        """`oom` with its phase, or `failed`, from what ended the measurement."""
-        out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-            isinstance(error, RuntimeError) and any(one in str(error) for one in OUT_OF_MEMORY)
-        )
-        return Outcome(
-            kind="oom" if out_of_memory else "failed",
-            reason=one_line(error),
-            phase=_phase_of(error) or self.phase,
-            traceback=brief_traceback(error),
-        )
 
     def _build(self) -> None:
         self.workload = of_case(self.case)
@@ -409,45 +379,3 @@ class Subject:
         return watched_steps(
             self.loop, lambda loop: train_step(loop, self.first, self.site), self.device
         )
-
-    def _environment(self) -> dict[str, Any]:
-        cuda = self.device.type == "cuda"
-        return {
-            "stepbench_digest": digest_of_harness(),
-            "workload_digest": digest_of_workload(self.case.workload),
-            "data_digest": data_digest(self.workload),
-            "device": torch.cuda.get_device_name(self.device) if cuda else "cpu",
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version() if cuda else None,
-            "nccl": _nccl() if cuda else None,
-            "batch_dependent": batch_dependent(self.workload, self.loop.model),
-            "optimizer": optimizer_kind(self.workload),
-            **versions(imports(self.case.combination)),
-            "threads": torch.get_num_threads(),
-            "backend": self.group.backend,
-            "hosts": self.group.hosts,
-            "allocator": os.environ.get("PYTORCH_ALLOC_CONF")
-            or os.environ.get("PYTORCH_CUDA_ALLOC_CONF"),
-        }
-
-
-def _nccl() -> str | None:
-    if not torch.distributed.is_nccl_available():
-        return None
-    return ".".join(map(str, torch.cuda.nccl.version()))
-
-
-def _phase_of(error: Exception) -> Phase | None:
-    """The part of the step that raised: the first of the loop's functions below `train_step`."""
-    frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
-    if "train_step" not in frames:
-        return None
-    for name in frames[frames.index("train_step") :]:
-        match name:
-            case "forward" | "backward" | "update":
-                return name
-            case "micro_batches":
-                return "data"
-    return None

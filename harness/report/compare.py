@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness import stats
-from harness.core import Case, Measurement, Outcome, Record, Run, StepbenchError
+from harness.core import Case, Outcome, Record, Run, StepbenchError
 from harness.machine import differing_key
+from harness.observed import Measurement
 from harness.report import formats
 from harness.stats import Estimate
 from harness.store import RunFile, read_all, read_path

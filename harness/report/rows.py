@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness import stats
-from harness.core import Calibration, Case, Compilation, Measurement, Outcome, Record, Round, Run
+from harness.core import Calibration, Case, Outcome, Record, Round, Run
+from harness.observed import Compilation, Measurement
 from harness.report.utilization import peak_flops_per_s, utilization
 from harness.stats import Estimate
 from harness.store import RunFile
@@ -57,7 +58,8 @@ class Figures:
 class DeviceFigures:
     """Of the GPU during the windows, medians over rounds; the temperature is the highest.
 
-    `energy_j` is its mean power times a step's time; None where it tells no power.
+    `power_w` is that of all ranks' GPUs, clock and temperature the slowest rank's. `energy_j` is
+    its mean power times a step's time; None where it tells no power.
     """
 
     clock_mhz: float | None
@@ -149,8 +151,10 @@ def _row(record: Record, machine: Mapping[str, Any]) -> Row:
     processes = [one.case for one in judged]
     aside = [one for one in record.rounds if one not in judged]
     medians = _medians(processes)
-    flops = max(one.baseline.counters.flops for one in judged) * record.case.batch_factor
-    precision = record.case.combination.techniques.get("precision", "fp32")
+    flops = stats.useful_flops(record)
+    chosen = record.case.combination.techniques
+    # 8-bit layers have another peak than the precision around them.
+    precision = "unknown" if "quantization" in chosen else chosen.get("precision", "fp32")
     figures = Figures(
         **medians,
         utilization=utilization(
@@ -226,14 +230,15 @@ def _shares(process: Measurement) -> dict[str, float]:
 
 def _device_figures(processes: Sequence[Measurement]) -> DeviceFigures | None:
     """None where no GPU told its state."""
-    seen = [(one.device, stats.step_s(one)) for one in processes if one.device]
+    seen = [one.device for one in processes if one.device]
     if not seen:
         return None
-    clocks = [state.clock_mhz for state, _ in seen if state.clock_mhz is not None]
-    heats = [state.temperature_c for state, _ in seen if state.temperature_c is not None]
-    powers = [state.power_w for state, _ in seen if state.power_w is not None]
-    energies = [state.power_w * step_s for state, step_s in seen if state.power_w is not None]
-    reasons = dict.fromkeys(reason for state, _ in seen for reason in state.throttle_reasons)
+    clocks = [state.clock_mhz for state in seen if state.clock_mhz is not None]
+    heats = [state.temperature_c for state in seen if state.temperature_c is not None]
+    drawn = [(_power_w(one), stats.step_s(one)) for one in processes]
+    powers = [power_w for power_w, _ in drawn if power_w is not None]
+    energies = [power_w * step_s for power_w, step_s in drawn if power_w is not None]
+    reasons = dict.fromkeys(reason for state in seen for reason in state.throttle_reasons)
     return DeviceFigures(
         clock_mhz=statistics.median(clocks) if clocks else None,
         temperature_c=max(heats, default=None),
@@ -241,6 +246,13 @@ def _device_figures(processes: Sequence[Measurement]) -> DeviceFigures | None:
         energy_j=statistics.median(energies) if energies else None,
         throttle_reasons=tuple(reasons),
     )
+
+
+def _power_w(process: Measurement) -> float | None:
+    """What all of a process' or group's GPUs drew; None where one of them does not tell."""
+    devices = [rank.device for rank in process.ranks] or [process.device]
+    powers = [one.power_w if one else None for one in devices]
+    return None if None in powers else sum(power for power in powers if power is not None)
 
 
 def _rank_figures(processes: Sequence[Measurement]) -> RankFigures | None:

@@ -36,7 +36,22 @@ def choose(
     return list(dict.fromkeys([*named, *others]))
 
 
-def everything(workload: str, *, ranks: Sequence[int], weak: bool) -> list[Case]:
+def sweep_of(
+    workload: str,
+    combinations: Sequence[str],
+    choices: Sequence[str],
+    *,
+    ranks: Sequence[int],
+    weak: bool,
+) -> list[Case]:
+    """What `choose` makes of them, the baseline first; all examples where nothing is chosen."""
+    if not combinations and not choices:
+        return _everything(workload, ranks=ranks, weak=weak)
+    asked = choose(workload, combinations, choices, ranks=ranks, weak=weak)
+    return list(dict.fromkeys([Case(workload=workload), *asked]))
+
+
+def _everything(workload: str, *, ranks: Sequence[int], weak: bool) -> list[Case]:
     """Every example of every axis alone, the baseline first."""
     combinations = [one for axis in AXES for one in product([axis.examples])]
     cases = [case for one in combinations for case in _on(workload, one, ranks, weak)]

@@ -18,7 +18,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset, default_collate
 
-from harness.core import Case, Counters
+from harness.core import Case
+from harness.observed import Counters
 
 MakeOptimizer = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
 

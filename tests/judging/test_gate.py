@@ -15,9 +15,9 @@ from harness.judging.gate import Session
 from harness.judging.tallies import tally
 from harness.judging.trees import Tree
 from harness.verdicts import CaseVerdict, Gate
-from tests.judging.conftest import TRAIN
 from tests.judging.test_tallies import counting
 from tests.judging.test_trees import git
+from tests.stranger import TRAIN
 from tests.synthetic import MACHINE, MIB, measurement
 
 OPERATOR = ("EXTRA = 0", "EXTRA = 1")

@@ -18,7 +18,8 @@ from harness.core import MEASURE_VERSION, StepbenchError
 from harness.judging.pairs import BLOCKS, PairFailed, Ring, alternate, method_for, order_of
 from harness.training import build as build_module
 from harness.verdicts import Block, Pair, lower_quartile
-from tests.judging.conftest import QUICK, TRAIN, side
+from tests.judging.conftest import QUICK, side
+from tests.stranger import TRAIN
 from tests.synthetic import measurement
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch._C._autograd import DeviceType
 
-from harness.core import DeviceState
 from harness.measuring.launch import in_child, in_children
 from harness.measuring.probes import communication, device, memory, timing
 from harness.measuring.probes.surroundings import HostLoad
+from harness.observed import DeviceState
 from harness.training.types import Loop
 
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from harness.core import Calibration, Communication, DeviceState, Outcome
+from harness.core import Calibration, Combination, Outcome
+from harness.observed import Communication, DeviceState, Rank
 from harness.report import formats, tables
 from harness.stats import Estimate
 from tests.synthetic import MACHINE, MIB, WORKLOAD, case, measurement, record, run, run_file
@@ -323,3 +324,45 @@ def test_unknown_hardware_has_no_utilization(name):
 
 def test_a_type_without_a_peak_has_no_utilization():
     assert utilization_of(on_gpu("Tesla V100-SXM2-16GB", "tf32")) is None
+
+
+def test_what_a_case_need_not_compute_is_no_use():
+    """Frozen weights have no gradients: the baseline's products of them are not of its step."""
+    base = replace(BASELINE, counters=replace(BASELINE.counters, flops=3 * 10**12))
+    frozen = measurement([0.01])
+    frozen = replace(frozen, counters=replace(frozen.counters, flops=2 * 10**12))
+    header = run(machine=MACHINE | {"gpus": [{"name": "NVIDIA H200"}]})
+    assert utilization_of(run_file([record(case("bf16"), [(frozen, base)])], header)) == (
+        pytest.approx(200 / 989.4)
+    )
+
+
+def test_quantized_layers_have_a_peak_that_is_not_in_the_list():
+    file = on_gpu("NVIDIA H200", combination="bf16")
+    combination = Combination({"precision": "bf16", "quantization": "fp8"})
+    of = replace(file.records[0].case, combination=combination)
+    file.records[0] = replace(file.records[0], case=of)
+    assert utilization_of(file) is None
+
+
+def test_the_energy_of_a_step_is_that_of_all_ranks():
+    state = DeviceState(
+        samples=9, clock_mhz=1980, lowest_clock_mhz=1900, temperature_c=71, power_w=600.0,
+        throttle_reasons=(), foreign_processes=None,
+    )  # fmt: skip
+    ranks = [
+        Rank(
+            window_s=1.0,
+            memory=BASELINE.memory,
+            collective_calls={},
+            collective_bytes={},
+            device=replace(state, power_w=power_w),
+        )
+        for power_w in (600.0, 400.0)
+    ]
+    hot = replace(BASELINE, device=state, ranks=tuple(ranks))
+    [_, row] = tables.as_json(run_file([record(case("bf16"), [(hot, BASELINE)])]))["tables"][0][
+        "rows"
+    ]
+    assert row["figures"]["device"]["power_w"] == 1000.0
+    assert row["figures"]["device"]["energy_j"] == pytest.approx(100.0)

@@ -17,8 +17,8 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from harness.core import Communication
 from harness.measuring.probes.timing import synchronize
+from harness.observed import Communication
 from harness.training.types import Loop
 
 Interval = tuple[float, float]

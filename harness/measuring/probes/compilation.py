@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch._dynamo.utils as dynamo
 from torch.profiler import ProfilerActivity, profile
 
-from harness.core import Compilation
+from harness.observed import Compilation
 
 # How the profiler names a call into a graph that dynamo has compiled.
 COMPILED_CALL = "Torch-Compiled Region"

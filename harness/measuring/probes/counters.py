@@ -23,9 +23,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from harness.core import Counters
 from harness.measuring.probes.memory import local, plain_tensors
 from harness.measuring.probes.parity import whole_norm
+from harness.observed import Counters
 from harness.training.products import flops, is_product
 from harness.training.types import Batch, Loop
 

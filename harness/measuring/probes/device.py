@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pynvml
 
-from harness.core import DeviceState
+from harness.observed import DeviceState
 
 INTERVAL_S = 0.2
 # NVML's bits for why a clock is held down. A power cap is how a GPU runs when it is busy; these

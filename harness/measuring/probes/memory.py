@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from harness.core import Peak
+from harness.observed import Peak
 from harness.training.types import Loop
 
 T = TypeVar("T")

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.core import StepPart
+from harness.observed import StepPart
 from harness.training.types import Batch, Loop
 
 # Marks and window are two readings of one stretch of time; a larger gap is a broken clock.

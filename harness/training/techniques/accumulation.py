@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from harness.core import Case, Counters, StepbenchError
+from harness.core import Case, StepbenchError
+from harness.observed import Counters
 from harness.training.types import Axis, Plan, Technique, Workload
 
 

@@ -13,7 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from harness.core import Counters, StepbenchError
+from harness.core import StepbenchError
+from harness.observed import Counters
 from harness.training.layers import linear_layers
 from harness.training.libraries import without_others
 from harness.training.types import Axis, Plan, Site, Technique, Unsupported

@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from harness.core import Case, Counters
+from harness.core import Case
 from harness.machine import device_type
+from harness.observed import Counters
 from harness.training.types import Axis, Batch, Loop, Plan, Site, Technique, Unsupported
 
 # Sums in another order.

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from harness.core import Counters
+from harness.observed import Counters
 from harness.training.products import is_product
 from harness.training.types import Axis, Plan, Site, Technique, Unsupported
 

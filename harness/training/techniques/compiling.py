@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.core import Case, Counters
+from harness.core import Case
 from harness.machine import device_type
+from harness.observed import Counters
 from harness.training.types import Axis, Loop, Plan, Site, Technique, Workload
 
 BACKEND = "inductor"

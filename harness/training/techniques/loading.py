@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from harness.core import Case, Counters, StepbenchError
+from harness.core import Case, StepbenchError
 from harness.machine import device_type
+from harness.observed import Counters
 from harness.training.types import Axis, Plan, Technique, Workload
 
 # torch's own default, for loaders with workers.

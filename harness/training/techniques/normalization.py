@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from harness.core import Case, Counters
+from harness.core import Case
 from harness.machine import device_type
+from harness.observed import Counters
 from harness.training.types import Axis, Plan, Site, Technique, Unsupported, Workload
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch.autograd.graph import save_on_cpu
 
-from harness.core import Case, Counters
+from harness.core import Case
 from harness.machine import device_type
+from harness.observed import Counters
 from harness.training.types import Axis, Loop, MakeOptimizer, Plan, Site, Technique, Workload
 
 

@@ -25,8 +25,9 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from harness.core import Case, Counters
+from harness.core import Case
 from harness.machine import device_type
+from harness.observed import Counters
 from harness.training.types import (
     Axis,
     Loop,

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.core import Case, Counters
+from harness.core import Case
 from harness.machine import device_type
+from harness.observed import Counters
 from harness.training.types import Axis, Plan, Site, Technique
 
 # float32 products err by about 1e-7 against float64 (fast convolutions by 1e-6), TF32's 10-bit

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.core import Case, Counters
+from harness.core import Case
+from harness.observed import Counters
 from harness.training.layers import linear_layers
 from harness.training.types import Axis, Plan, Site, Technique, Unsupported
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from torch.optim.lr_scheduler import LinearLR
 
-from harness.core import Counters, StepbenchError
+from harness.core import StepbenchError
+from harness.observed import Counters
 from harness.training.types import Axis, Loop, Plan, Site, Technique
 
 # Norms are sums in another order.

@@ -1,0 +1,45 @@
+"""How an exception that ended a measurement is told: out of memory or failed, in which phase."""
+
+from __future__ import annotations
+
+import traceback
+
+import torch
+
+from harness.core import Outcome, Phase
+from harness.measuring.launch import brief_traceback, one_line
+
+# What torch raises as a plain RuntimeError: its CPU allocator, the driver, cuBLAS and cuDNN.
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "STATUS_ALLOC_FAILED",
+    "Cuda failure 2 'out of memory'",  # NCCL's
+)
+
+
+def outcome_of(error: Exception, phase: Phase) -> Outcome:
+    """`oom` or `failed`, with the part of the step that raised, or else the phase given."""
+    out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(one in str(error) for one in OUT_OF_MEMORY)
+    )
+    return Outcome(
+        kind="oom" if out_of_memory else "failed",
+        reason=one_line(error),
+        phase=_phase_of(error) or phase,
+        traceback=brief_traceback(error),
+    )
+
+
+def _phase_of(error: Exception) -> Phase | None:
+    """The part of the step that raised: the first of the loop's functions below `train_step`."""
+    frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    if "train_step" not in frames:
+        return None
+    for name in frames[frames.index("train_step") :]:
+        match name:
+            case "forward" | "backward" | "update":
+                return name
+            case "micro_batches":
+                return "data"
+    return None

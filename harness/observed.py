@@ -1,0 +1,268 @@
+"""What a fresh process, or a group of ranks, observed of a case: times, memory, counters."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from harness.jsonable import Jsonable
+
+# What the time of a step goes to: waiting for the batch, the loop's functions, and what is between.
+StepPart = Literal["data", "forward", "backward", "update", "rest"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counters(Jsonable):
+    """What was observed in one step of the eager program, outside the timed steps.
+
+    Attributes:
+        forwards: micro-batches that went forward.
+        updates: optimizer updates.
+        shares: sum of the factors by which the micro-batches' losses counted; the mean over ranks.
+        parameters_changed: whether the update changed any parameter, or was one that the scaler
+            skipped.
+        flops: floating-point operations of matrix products, convolutions and attention
+            (2 per multiply-add, causal attention counted in full: torch's own convention).
+        matmul_flops: the same of forward and backward matrix products and attention, by the type
+            of their inputs, `{"bfloat16": …}`.
+        matmul_error: largest relative error against float64 of the first float32 matrix product
+            and the first float32 convolution; about 1e-7 for true float32 and 3e-4 for TF32; None
+            where neither ran.
+        operators: dispatched operators by name.
+        saved_bytes: distinct bytes alive at the end of a forward pass because the backward pass
+            needs them (parameters and inputs not counted); the largest micro-batch.
+        blocks: repeated blocks in the model.
+        recomputed_blocks: index of every block whose forward ran again during backward, in order.
+        recomputed_products: matrix products, convolutions and attention that ran during a
+            recomputation.
+        loss_scale: the value backward started from over the loss that forward returned.
+        loader_processes: worker processes that loaded batches; 0: the training process did.
+        batches_ahead: most batches that were under way while a step ran.
+        epoch_batches: batches in one epoch.
+        workers_survived: whether the same worker processes loaded the next epoch.
+        pinned: whether the batch lay in page-locked memory.
+        replicas: devices that products ran on in this process: several under DataParallel.
+        group_ranks: ranks of the process group; 0 where there is none.
+        sharded_parameters: parameters of which this rank holds a shard.
+        trained_bytes: of all parameters that are trained, whole ones where they are sharded.
+        trained_blocks: blocks that hold any of them.
+        collective_calls: collectives of this rank by kind, `{"all_reduce": 2}`.
+        collective_bytes: their payload by kind, each the size of the whole tensor: what an
+            all-reduce works on, what an all-gather yields, what a reduce-scatter is given.
+        elements: parameters' elements that this rank holds.
+        trained_elements: those of them that its optimizer was given.
+        frozen_gradients: parameters that are not trained and had a gradient all the same.
+        host_state_elements: elements of its optimizer's state in host memory, parameters elsewhere.
+        saved_host_bytes: bytes saved for backward in host memory by products that ran elsewhere.
+        applied_norm: norm of the gradients that the optimizer was given; None if the scaler skipped
+            the step.
+        learning_rates: those of the first applied updates, of the first parameter group.
+        state_elements: elements of its optimizer's state by type, step counters not counted.
+        compiled_calls: calls into compiled graphs, in a step that was not forced to be eager.
+    """
+
+    forwards: int
+    updates: int
+    flops: int
+    matmul_flops: Mapping[str, int]
+    matmul_error: float | None
+    operators: Mapping[str, int]
+    saved_bytes: int
+    blocks: int
+    recomputed_blocks: tuple[int, ...]
+    recomputed_products: int
+    loss_scale: float
+    shares: float = 1.0
+    parameters_changed: bool = True
+    loader_processes: int = 0
+    batches_ahead: int = 0
+    epoch_batches: int = 0
+    workers_survived: bool = False
+    pinned: bool = False
+    replicas: int = 1
+    group_ranks: int = 0
+    sharded_parameters: int = 0
+    trained_bytes: int = 0
+    trained_blocks: int = 0
+    collective_calls: Mapping[str, int] = field(default_factory=dict)
+    collective_bytes: Mapping[str, int] = field(default_factory=dict)
+    elements: int = 0
+    trained_elements: int = 0
+    frozen_gradients: int = 0
+    host_state_elements: int = 0
+    saved_host_bytes: int = 0
+    applied_norm: float | None = None
+    learning_rates: tuple[float, ...] = ()
+    state_elements: Mapping[str, int] = field(default_factory=dict)
+    compiled_calls: int = 0
+
+    @property
+    def counts(self) -> Counters:
+        """What must repeat exactly: all but the figures that depend on the weights' values."""
+        return dataclasses.replace(
+            self, matmul_error=None, loss_scale=0.0, shares=1.0, applied_norm=None
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peak(Jsonable):
+    """The largest memory of one phase, in bytes.
+
+    `allocated_bytes`: held by tensors. `reserved_bytes`: kept by a caching allocator (None on CPU,
+    which has none). `process_bytes`: what the driver (CUDA) or the kernel (CPU: resident set) says
+    of the process when the phase ends.
+    """
+
+    allocated_bytes: int
+    reserved_bytes: int | None
+    process_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory(Jsonable):
+    """Peaks by phase, and by category what a steady step's peak is made of.
+
+    `working_bytes` is the peak beyond parameters and optimizer state: activations, temporaries and
+    those gradients that exist when it is reached (not all do: each is made during backward).
+    `method` names
+    how the peaks were read: unlike methods are never compared.
+    """
+
+    method: str
+    build: Peak
+    first_step: Peak
+    steady_step: Peak
+    parameter_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+
+    @property
+    def working_bytes(self) -> int:
+        return self.steady_step.allocated_bytes - self.parameter_bytes - self.optimizer_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceState(Jsonable):
+    """What a GPU was like during a window, from so many samples; None for what it does not tell.
+
+    `clock_mhz` is the median of its processors' clock, `temperature_c` the highest, `power_w` the
+    mean. `foreign_processes` are most processes of others at once that used it, None where its
+    driver does not show ours either (containers).
+    """
+
+    samples: int
+    clock_mhz: float | None
+    lowest_clock_mhz: int | None
+    temperature_c: int | None
+    power_w: float | None
+    throttle_reasons: tuple[str, ...]
+    foreign_processes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compilation(Jsonable):
+    """What torch.compile did before the timed steps, from empty caches.
+
+    `compile_s`: seconds in the compiler. `graphs`: what it made. `graph_breaks`: where it gave up
+    and began anew. `recompiles`: made again for a frame that it had compiled before.
+    """
+
+    compile_s: float
+    graphs: int
+    graph_breaks: int
+    recompiles: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Communication(Jsonable):
+    """Seconds of a step under torch's profiler, one that is never timed otherwise.
+
+    `running_s`: some collective ran. `exposed_s`: one ran and nothing was computed meanwhile (on
+    CPU no operator, on CUDA no other kernel and no copy). Of several ranks, each is the mean of
+    theirs: one that is late exposes the others, not itself. `exposed_shares`: the exposed share of
+    each part of the step in which it is not 0.
+    """
+
+    step_s: float
+    running_s: float
+    exposed_s: float
+    exposed_shares: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rank(Jsonable):
+    """What one rank of several measured for itself."""
+
+    window_s: float
+    memory: Memory
+    collective_calls: Mapping[str, int]
+    collective_bytes: Mapping[str, int]
+    communication: Communication | None = None
+    device: DeviceState | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement(Jsonable):
+    """What one fresh process measured of one case, or a group of them, one a rank.
+
+    Of several ranks the slowest's window counts, and the memory of the one whose steady peak is
+    the largest (of build and first step the largest of any); counters are rank 0's; losses are
+    means, tokens and host memory sums over ranks.
+
+    Attributes:
+        step_s: seconds of each timed optimizer step, data included (raw samples).
+        cpu_s: CPU seconds of the process in each of them, all its threads.
+        window_s: wall seconds from the first boundary mark to the last.
+        tokens: loss terms (tokens, images) in one step's global batch.
+        build_s: seconds to build model, optimizer and loader.
+        warmup_steps: steps before the window, the parity steps among them.
+        losses, grad_norms: of the first applied steps after build, never timed.
+        skipped_steps: steps that the loss scaler skipped among those.
+        overhead_s: wall seconds from fork to reaped, less every optimizer step that the process
+            ran (`steps_run`) at its median timed step.
+        environment: what ran: digests of harness, workload and data, versions, threads, allocator
+            settings.
+        disturbances: what shared the machine during the window; empty when nothing did.
+        data_wait_s: seconds that each timed step waited for its batch.
+        epoch_pause_s: seconds from asking for an epoch's first batch to having it, an epoch before
+            having ended.
+        host_bytes: host memory of the process and its loader workers after the window, each shared
+            page counted once (proportional set size).
+        parts_s: seconds of each timed step by `StepPart`, adding up to `step_s`; the device's.
+        communication: where there is a process group.
+        compilation: where anything was compiled; it is part of the warm-up.
+        unproved: techniques that were seen active in the eager program only, where a compiled one
+            was timed.
+        ranks: each rank's own figures, where there are several.
+        device: the GPU's state during the window (of several ranks, the slowest's).
+        allocation_retries: how often in the window the caching allocator had to give memory back
+            to the driver before it could go on.
+    """
+
+    step_s: tuple[float, ...]
+    cpu_s: tuple[float, ...]
+    window_s: float
+    tokens: int
+    build_s: float
+    warmup_steps: int
+    steps_run: int
+    overhead_s: float
+    losses: tuple[float, ...]
+    grad_norms: tuple[float, ...]
+    skipped_steps: int
+    memory: Memory
+    counters: Counters
+    environment: Mapping[str, str | int | bool | None]
+    disturbances: tuple[str, ...]
+    data_wait_s: tuple[float, ...] = ()
+    epoch_pause_s: float | None = None
+    host_bytes: int | None = None
+    parts_s: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    communication: Communication | None = None
+    compilation: Compilation | None = None
+    unproved: tuple[str, ...] = ()
+    ranks: tuple[Rank, ...] = ()
+    device: DeviceState | None = None
+    allocation_retries: int = 0
