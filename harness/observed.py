@@ -43,6 +43,7 @@ class Counters(Jsonable):
         epoch_batches: batches in one epoch.
         workers_survived: whether the same worker processes loaded the next epoch.
         pinned: whether the batch lay in page-locked memory.
+        ranks: that the case asked for.
         replicas: devices that products ran on in this process: several under DataParallel.
         group_ranks: ranks of the process group; 0 where there is none.
         sharded_parameters: parameters of which this rank holds a shard.
@@ -56,8 +57,11 @@ class Counters(Jsonable):
         frozen_gradients: parameters that are not trained and had a gradient all the same.
         host_state_elements: elements of its optimizer's state in host memory, parameters elsewhere.
         saved_host_bytes: bytes saved for backward in host memory by products that ran elsewhere.
-        applied_norm: norm of the gradients that the optimizer was given; None if the scaler skipped
-            the step.
+        gradient_norm: norm of the unscaled gradients before the update; None where it is not
+            finite, or backward has moved them to the host already.
+        applied_norm: norm of the unscaled gradients that the optimizer was given; None if the
+            scaler skipped the step.
+        zero_gradients: share of the elements of those gradients, this rank's, that are exactly 0.
         learning_rates: those of the first applied updates, of the first parameter group.
         state_elements: elements of its optimizer's state by type, step counters not counted.
         compiled_calls: calls into compiled graphs, in a step that was not forced to be eager.
@@ -81,6 +85,7 @@ class Counters(Jsonable):
     epoch_batches: int = 0
     workers_survived: bool = False
     pinned: bool = False
+    ranks: int = 1
     replicas: int = 1
     group_ranks: int = 0
     sharded_parameters: int = 0
@@ -93,7 +98,9 @@ class Counters(Jsonable):
     frozen_gradients: int = 0
     host_state_elements: int = 0
     saved_host_bytes: int = 0
+    gradient_norm: float | None = None
     applied_norm: float | None = None
+    zero_gradients: float = 0.0
     learning_rates: tuple[float, ...] = ()
     state_elements: Mapping[str, int] = field(default_factory=dict)
     compiled_calls: int = 0
@@ -102,7 +109,13 @@ class Counters(Jsonable):
     def counts(self) -> Counters:
         """What must repeat exactly: all but the figures that depend on the weights' values."""
         return dataclasses.replace(
-            self, matmul_error=None, loss_scale=0.0, shares=1.0, applied_norm=None
+            self,
+            matmul_error=None,
+            loss_scale=0.0,
+            shares=1.0,
+            gradient_norm=None,
+            applied_norm=None,
+            zero_gradients=0.0,
         )
 
 

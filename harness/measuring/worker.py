@@ -132,6 +132,7 @@ class Subject:
         probe = memory.memory_probe(self.device)
         began = time.perf_counter()
         _, build_peak = probe.watch(self._build)
+        probe.apart(self._open_data)
         build_s = time.perf_counter() - began
         parity, first_peak = self._parity(probe)
         fastest_s = self._warm_up()
@@ -188,6 +189,7 @@ class Subject:
         """Build and warm up for `block`, without a measurement; seconds of a warm step."""
         probe = memory.memory_probe(self.device)
         self._build()
+        self._open_data()
         self._parity(probe)
         return self._warm_up()
 
@@ -218,6 +220,8 @@ class Subject:
         )
         self.marks = Marks(self.device)
         self.marked_loop = marked(self.loop, self.marks)
+
+    def _open_data(self) -> None:
         self.batches = Batches(
             self.workload, self.site.plan, part=(self.place.rank, self.site.replicas)
         )
@@ -244,8 +248,10 @@ class Subject:
         parity = Parity()
 
         # Kept on the host: memory and counts are of this batch in every process, however long it
-        # warmed up. Batches may be of unequal size.
-        self.first = self._next()
+        # warmed up. Batches may be of unequal size. Workers are not forked under a profiler, and
+        # keep what they load to themselves.
+        workers = self.site.plan.loader.get("num_workers", 0)
+        self.first = self._next() if workers else probe.apart(self._next)
         _, first_peak = probe.watch(lambda: parity.observe(self.loop, self.first, self.site))
         for _ in range(PARITY_STEPS - 1):
             parity.observe(self.loop, self._next(), self.site)
@@ -355,6 +361,7 @@ class Subject:
             workers_survived=boundary.workers_survived,
             batches_ahead=self.batches.most_ahead,
             epoch_batches=self.batches.epoch_batches,
+            ranks=self.case.ranks,
             pinned=any(leaf.is_pinned() for leaf in tree_leaves(self.first)),
             **elements(self.loop),
         )

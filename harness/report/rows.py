@@ -51,6 +51,7 @@ class Figures:
     ranks: RankFigures | None = None
     budget: Mapping[str, float] | None = None
     compilation: Compilation | None = None  # of the round that took longest
+    scaling: Scaling | None = None
     unproved: tuple[str, ...] = ()
 
 
@@ -67,6 +68,19 @@ class DeviceFigures:
     power_w: float | None
     energy_j: float | None
     throttle_reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scaling:
+    """How the gradients fared in float16: of the process that skipped most steps.
+
+    `loss_scale` is the factor in the counted step, `skipped_steps` of the first steps overflowed,
+    `zero_gradients` is the share of the gradients' elements that were exactly 0.
+    """
+
+    loss_scale: float
+    skipped_steps: int
+    zero_gradients: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +184,7 @@ def _row(record: Record, machine: Mapping[str, Any]) -> Row:
         ranks=_rank_figures(processes),
         budget=_budget(processes),
         compilation=_slowest([one.case.compilation for one in record.rounds]),
+        scaling=_scaling(processes),
         unproved=record.rounds[0].case.unproved,
     )
     return Row(case=record.case, outcome=record.outcome, figures=figures)
@@ -280,6 +295,18 @@ def _rank_figures(processes: Sequence[Measurement]) -> RankFigures | None:
             for one in processes
             if one.communication
         ),
+    )
+
+
+def _scaling(processes: Sequence[Measurement]) -> Scaling | None:
+    """None where nothing was computed in float16."""
+    worst = max(processes, key=lambda one: one.skipped_steps)
+    if "float16" not in worst.counters.matmul_flops:
+        return None
+    return Scaling(
+        loss_scale=worst.counters.loss_scale,
+        skipped_steps=worst.skipped_steps,
+        zero_gradients=worst.counters.zero_gradients,
     )
 
 

@@ -39,6 +39,12 @@ COMPILE_COLUMNS: dict[str, Callable[[Figures], str]] = {
     "breaks": lambda one: str(one.compilation.graph_breaks) if one.compilation else "",
     "recompiles": lambda one: str(one.compilation.recompiles) if one.compilation else "",
 }
+# Shown where anything was computed in float16.
+SCALING_COLUMNS: dict[str, Callable[[Figures], str]] = {
+    "loss scale": lambda one: formats.known(one.scaling.loss_scale) if one.scaling else "",
+    "skipped": lambda one: str(one.scaling.skipped_steps) if one.scaling else "",
+    "zero grads": lambda one: f"{one.scaling.zero_gradients:.2%}" if one.scaling else "",
+}
 # A table of their own, where there was a process group.
 RANK_COLUMNS: dict[str, Callable[[RankFigures], str]] = {
     "parameters MiB": lambda one: formats.mebibytes(one.parameter_bytes),
@@ -141,6 +147,8 @@ def grid(table: Table, style: str, clean: Callable[[str], str]) -> tuple[str, li
         columns = columns | MFU_COLUMN
     if any(row.figures and row.figures.compilation for row in table.rows):
         columns |= COMPILE_COLUMNS
+    if any(row.figures and row.figures.scaling for row in table.rows):
+        columns |= SCALING_COLUMNS
     cells = [_cells(row, columns, notes, clean) for row in table.rows]
     text = _grid(["combination", "outcome", *columns], cells, style) or ""
     told = [f"[{number}] {clean(note)}" for note, number in notes.items()]

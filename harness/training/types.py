@@ -172,6 +172,10 @@ class Unsupported(Exception):
     """A technique found, in building or running, that it cannot apply to this model; why."""
 
 
+def as_it_is(counters: Counters, plan: Plan) -> None:
+    """The proof of a baseline that leaves it to workload and torch: there is nothing to see."""
+
+
 def _runs_anywhere(case: Case, machine: Mapping[str, Any]) -> str | None:
     return None
 

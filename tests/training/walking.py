@@ -136,7 +136,12 @@ class Walk:
         for _ in range(STEPS):
             parity.observe(loop, next(batches), site)
         with torch.compiler.set_stance("force_eager"):
-            counters = count(loop, lambda of: train_step(of, next(batches), site), **elements(loop))
+            counters = count(
+                loop,
+                lambda of: train_step(of, next(batches), site),
+                ranks=ranks,
+                **elements(loop),
+            )
         counters = replace(counters, learning_rates=tuple(parity.learning_rates))
         objections = (
             f"{technique.name}: {reason}"

@@ -41,16 +41,18 @@ _COLLECTIVES = {
 CHECKED = 128
 
 
-def count(loop: Loop, step: Callable[[Loop], None], **loading: Any) -> Counters:
+def count(loop: Loop, step: Callable[[Loop], None], **known: Any) -> Counters:
     """Run `step` on the loop with everything watched, and say what happened.
 
-    `loading` is what was observed of the loader: the fields of Counters that this cannot see.
+    `known` are the fields of Counters that this cannot see, such as what was observed of the
+    loader.
     """
     operators = _Operators()
     calls: Counter[str] = Counter()
     scales: list[float] = []
     shares: list[float] = []
     losses: list[Tensor] = []
+    norms: list[float | None] = []
 
     def forward(batch: Batch) -> Tensor:
         calls["forwards"] += 1
@@ -64,11 +66,13 @@ def count(loop: Loop, step: Callable[[Loop], None], **loading: Any) -> Counters:
         calls["updates"] += 1
         frozen = (one for one in loop.model.parameters() if not one.requires_grad)
         calls["frozen_gradients"] += sum(one.grad is not None for one in frozen)
+        with _disable_current_modes():
+            norms.append(_unscaled_norm(loop))
         loop.update()
 
     before, scale = _checksums(loop.model), loop.loss_scale()
     with ExitStack() as stack:
-        applied = stack.enter_context(_applied_norms(loop))
+        applied = stack.enter_context(_applied(loop))
         recomputed = stack.enter_context(_recomputed(loop.blocks))
         stack.enter_context(_backward_roots(lambda root: scales.append(_over(root, losses[-1]))))
         stack.enter_context(operators)
@@ -85,7 +89,9 @@ def count(loop: Loop, step: Callable[[Loop], None], **loading: Any) -> Counters:
         operators=dict(sorted(operators.names.items())),
         saved_bytes=operators.saved_bytes,
         saved_host_bytes=operators.saved_host_bytes,
-        applied_norm=next(iter(applied), None),
+        gradient_norm=next(filter(_is_finite, norms), None),
+        applied_norm=next((norm for norm, _ in applied if _is_finite(norm)), None),
+        zero_gradients=next((zeros for _, zeros in applied), 0.0),
         blocks=len(loop.blocks),
         recomputed_blocks=tuple(recomputed),
         recomputed_products=operators.recomputed_products,
@@ -99,7 +105,7 @@ def count(loop: Loop, step: Callable[[Loop], None], **loading: Any) -> Counters:
         ),
         collective_calls=dict(operators.collective_calls),
         collective_bytes=dict(operators.collective_bytes),
-        **loading,
+        **known,
     )
 
 
@@ -257,19 +263,39 @@ def _backward_roots(seen: Callable[[Tensor], None]) -> Iterator[None]:
 
 
 @contextmanager
-def _applied_norms(loop: Loop) -> Iterator[list[float]]:
-    """Collect the norm of the gradients that each update is given, clipped ones clipped."""
-    norms: list[float] = []
+def _applied(loop: Loop) -> Iterator[list[tuple[float, float]]]:
+    """Collect norm and share of zeros of the gradients that each update is given, clipped ones
+    clipped."""
+    seen: list[tuple[float, float]] = []
     step = loop.optimizer.step
 
     @wraps(step)
     def watched(*arguments: Any, **named: Any) -> Any:
         with _disable_current_modes():
-            norms.append(float(whole_norm(loop.model)))
+            scale = getattr(loop.optimizer, "grad_scale", None)
+            norm = float(whole_norm(loop.model)) / (1.0 if scale is None else float(scale))
+            seen.append((norm, _share_of_zeros(loop.model)))
         return step(*arguments, **named)
 
     with patch.object(loop.optimizer, "step", watched):
-        yield norms
+        yield seen
+
+
+def _unscaled_norm(loop: Loop) -> float | None:
+    if all(parameter.grad is None for parameter in loop.model.parameters()):
+        return None
+    return float(whole_norm(loop.model)) / loop.loss_scale()
+
+
+def _is_finite(norm: float | None) -> bool:
+    return norm is not None and math.isfinite(norm)
+
+
+def _share_of_zeros(model: nn.Module) -> float:
+    gradients = [local(p.grad) for p in model.parameters() if p.grad is not None]
+    elements = sum(one.numel() for one in gradients)
+    nonzero = sum(int(one.count_nonzero()) for one in gradients)
+    return 1.0 - nonzero / elements if elements else 0.0
 
 
 def _over(root: Tensor, loss: Tensor) -> float:

@@ -21,6 +21,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils._pytree import tree_leaves
 
 from harness.observed import Peak
 from harness.training.types import Loop
@@ -34,6 +35,10 @@ class MemoryProbe(Protocol):
     method: str
 
     def watch(self, run: Callable[[], T]) -> tuple[T, Peak]: ...
+
+    def apart(self, load: Callable[[], T]) -> T:
+        """Run what loads data: what it keeps is in no peak, but for the tensors that it returns."""
+        ...
 
 
 def memory_probe(device: torch.device) -> MemoryProbe:
@@ -60,40 +65,60 @@ class CudaMemory:
             process_bytes=_driver_bytes(self.device),
         )
 
+    def apart(self, load: Callable[[], T]) -> T:
+        return load()  # data wait in host memory, which is not counted
+
 
 class CpuMemory:
     """The CPU allocator's running total, switched on before the first tensor exists.
 
     Where this torch hides the switch, the profiler's allocation changes are summed from here on.
+    The data lie in the same memory as the model: what loading keeps is taken off again.
     """
 
     def __init__(self) -> None:
         self.absolute = _report_cpu_totals()
         self.held_bytes = 0  # by sums, where totals are not to be had
+        self.loaded_bytes = 0  # in the totals, and not the subject's
         self.method = "CPU allocator total" if self.absolute else "sum of CPU allocations"
 
     def watch(self, run: Callable[[], T]) -> tuple[T, Peak]:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-            result = run()
+        result, changes = _allocations(run)
         return result, Peak(
-            allocated_bytes=self._peak(profiled.profiler.kineto_results.experimental_event_tree()),
+            allocated_bytes=self._peak(changes),
             reserved_bytes=None,
             process_bytes=psutil.Process().memory_info().rss,
         )
 
-    def _peak(self, tree: Iterable[Any]) -> int:
-        changes = sorted(
-            (event.start_time_ns, event.typed[1].alloc_size, event.typed[1].total_allocated)
-            for event in _every(tree)
-            if event.tag.name == "Allocation" and event.typed[1].device.type == "cpu"
-        )
+    def apart(self, load: Callable[[], T]) -> T:
+        result, changes = _allocations(load)
+        returned = distinct_bytes(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+        self.held_bytes += returned
+        self.loaded_bytes += sum(size for size, _ in changes) - returned
+        return result
+
+    def _peak(self, changes: Iterable[tuple[int, int]]) -> int:
         if self.absolute:
-            return max((total for _, _, total in changes), default=0)
+            most = max((total for _, total in changes), default=self.loaded_bytes)
+            return most - self.loaded_bytes
         peak = self.held_bytes
-        for _, size, _ in changes:
+        for size, _ in changes:
             self.held_bytes += size
             peak = max(peak, self.held_bytes)
         return peak
+
+
+def _allocations(run: Callable[[], T]) -> tuple[T, list[tuple[int, int]]]:
+    """What `run` gives, and by how much each change of CPU memory meanwhile led to which total."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        result = run()
+    tree = profiled.profiler.kineto_results.experimental_event_tree()
+    changes = sorted(
+        (event.start_time_ns, event.typed[1].alloc_size, event.typed[1].total_allocated)
+        for event in _every(tree)
+        if event.tag.name == "Allocation" and event.typed[1].device.type == "cpu"
+    )
+    return result, [(size, total) for _, size, total in changes]
 
 
 def local(tensor: Tensor) -> Tensor:

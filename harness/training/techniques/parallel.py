@@ -59,7 +59,9 @@ def _proof_single(counters: Counters, plan: Plan) -> str | None:
 
 
 def _not_all(counters: Counters, kind: str) -> str | None:
-    """Why not every trained parameter went through that kind of collective, or None."""
+    """Why not all ranks had every trained parameter in that kind of collective, or None."""
+    if counters.group_ranks != counters.ranks:
+        return f"{counters.group_ranks} ranks were in the group, not {counters.ranks}"
     moved, trained = counters.collective_bytes.get(kind, 0), counters.trained_bytes
     if moved >= trained:
         return None
@@ -307,9 +309,9 @@ def _refuses_a_loss_inside(workload: Workload, case: Case) -> str | None:
 
 
 def _proof_threads(counters: Counters, plan: Plan) -> str | None:
-    if counters.replicas < 2:
-        return "one replica ran forward: the model was passed through unchanged"
-    return None
+    if counters.replicas == counters.ranks:
+        return None
+    return f"products ran on {counters.replicas} devices, not on {counters.ranks}"
 
 
 PARALLEL = Axis(

@@ -17,6 +17,8 @@ from harness.training.types import Axis, Plan, Site, Technique
 # float32 products err by about 1e-7 against float64 (fast convolutions by 1e-6), TF32's 10-bit
 # mantissa by about 3e-4.
 TF32_ERROR = 3e-5
+# A loss that is not scaled goes backward as it is, up to a rounding error of its own type.
+SCALED = 1.01
 
 
 def _float32_products(tf32: bool) -> Any:
@@ -57,9 +59,10 @@ def _proof_16_bit(dtype: str, scaled: bool) -> Any:
     def proof(counters: Counters, plan: Plan) -> str | None:
         if (share := _share(counters, dtype)) < 0.5:
             return f"only {share:.0%} of the matrix products had {dtype} inputs"
-        if scaled and counters.loss_scale <= 1.0:
-            return f"the loss went backward at scale {counters.loss_scale:g}: it was not scaled"
-        return None
+        if scaled == (counters.loss_scale > SCALED):
+            return None
+        told = "not scaled" if scaled else "scaled"
+        return f"the loss went backward at scale {counters.loss_scale:g}: it was {told}"
 
     return proof
 
@@ -80,7 +83,7 @@ PRECISION = Axis(
     name="precision",
     baseline="fp32",
     inside=True,
-    examples=("fp32", "tf32", "fp16", "bf16"),
+    examples=("fp32", "tf32", "fp16", "fp16-unscaled", "bf16"),
     techniques=(
         Technique(
             name="fp32",
@@ -103,6 +106,15 @@ PRECISION = Axis(
             model=_float32_products(tf32=False),
             proof=_proof_16_bit("float16", scaled=True),
             tolerance=lambda workload: 2e-2,
+        ),
+        Technique(
+            name="fp16-unscaled",
+            about="float16 autocast alone: small gradients vanish",
+            plan=lambda plan: replace(plan, autocast=torch.float16),
+            model=_float32_products(tf32=False),
+            proof=_proof_16_bit("float16", scaled=False),
+            # What it loses depends on the size of the gradients: to be looked at, not judged.
+            tolerance=lambda workload: None,
         ),
         Technique(
             name="bf16",

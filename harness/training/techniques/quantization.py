@@ -62,6 +62,10 @@ def _proof_float8(counters: Counters, plan: Plan) -> str | None:
     return f"matrix products had {' and '.join(counters.matmul_flops)} inputs, none 8-bit floats"
 
 
+def _proof_unquantized(counters: Counters, plan: Plan) -> str | None:
+    return None if _proof_float8(counters, plan) else "matrix products had 8-bit inputs"
+
+
 def _proof_rounded(counters: Counters, plan: Plan) -> str | None:
     return None if "aten.round" in counters.operators else "nothing was rounded in a step"
 
@@ -80,7 +84,7 @@ QUANTIZATION = Axis(
         Technique(
             name="unquantized",
             about="linear layers in the type that precision says",
-            proof=lambda counters, plan: None,
+            proof=_proof_unquantized,
         ),
         Technique(
             name="fp8",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from torch.optim.lr_scheduler import LinearLR
@@ -29,12 +29,20 @@ def clip(norm: int) -> Technique:
 
 
 def _proof_clipped(counters: Counters, plan: Plan) -> str | None:
-    limit = plan.max_grad_norm
-    assert limit is not None
-    if counters.applied_norm is not None and counters.applied_norm > limit * (1 + SAME_NORM):
-        return f"the optimizer was given gradients of norm {counters.applied_norm:g}, not {limit:g}"
+    assert plan.max_grad_norm is not None
     if "aten.clamp" not in counters.operators:
         return "nothing was clamped in a step"
+    return _proof_norm(counters, plan)
+
+
+def _proof_norm(counters: Counters, plan: Plan) -> str | None:
+    """The optimizer was given the gradient that backward left, clipped if the plan says so."""
+    before, applied = counters.gradient_norm, counters.applied_norm
+    if before is None or applied is None:
+        return None
+    expected = min(before, plan.max_grad_norm or before)
+    if abs(applied - expected) > SAME_NORM * expected:
+        return f"the optimizer was given gradients of norm {applied:g}, not {expected:g}"
     return None
 
 
@@ -79,11 +87,20 @@ def _proof_warming(updates: int) -> Callable[[Counters, Plan], str | None]:
         for rate, share in zip(rates, shares, strict=True):
             expected = rates[-1] * share / shares[-1]
             if abs(rate - expected) > 1e-5 * expected:
-                told = ", ".join(f"{one:g}" for one in rates)
-                return f"the first updates were at the rates {told}"
+                return _told(rates)
         return None
 
     return proof
+
+
+def _proof_constant(counters: Counters, plan: Plan) -> str | None:
+    if len(set(counters.learning_rates)) <= 1:
+        return None
+    return _told(counters.learning_rates)
+
+
+def _told(rates: Sequence[float]) -> str:
+    return f"the first updates were at the rates {', '.join(f'{one:g}' for one in rates)}"
 
 
 CLIPPING = Axis(
@@ -94,7 +111,7 @@ CLIPPING = Axis(
         Technique(
             name="unclipped",
             about="gradients as they are",
-            proof=lambda counters, plan: None,
+            proof=_proof_norm,
         ),
     ),
     families={"clip": clip},
@@ -108,7 +125,7 @@ SCHEDULE = Axis(
         Technique(
             name="constant-rate",
             about="the learning rate that the optimizer was made with",
-            proof=lambda counters, plan: None,
+            proof=_proof_constant,
         ),
     ),
     families={"warmup": warm_up},

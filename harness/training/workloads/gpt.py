@@ -27,6 +27,7 @@ class Shape:
     """What a name stands for; what `OPTIONS` names can be set in the spelling.
 
     `norm`: each part's input is normalised, or, as the first transformers were, its sum.
+    `loss_factor` multiplies the loss, and so every gradient: what a number format's range is for.
     """
 
     layers: int
@@ -37,15 +38,25 @@ class Shape:
     batch: int = 16
     dropout: float = 0.0
     norm: Literal["pre", "post"] = "pre"
+    loss_factor: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        right = self.seq >= 1 and self.batch >= 1 and 0 <= self.dropout < 1 and self.seed >= 0
-        rule = "seq and batch must be at least 1, dropout in [0, 1), seed at least 0"
+        right = (
+            self.seq >= 1
+            and self.batch >= 1
+            and 0 <= self.dropout < 1
+            and 0 < self.loss_factor < math.inf
+            and self.seed >= 0
+        )
+        rule = (
+            "seq and batch must be at least 1, dropout in [0, 1), loss_factor above 0, "
+            "seed at least 0"
+        )
         require(right, self, OPTIONS, rule)
 
 
-OPTIONS = ("seq", "batch", "dropout", "norm", "seed")
+OPTIONS = ("seq", "batch", "dropout", "norm", "loss_factor", "seed")
 SHAPES = {
     "gpt-tiny": Shape(layers=2, width=32, heads=2, vocabulary=256, seq=16, batch=8),
     "gpt-1m": Shape(layers=6, width=128, heads=4, vocabulary=256, seq=48, batch=8),
@@ -147,8 +158,9 @@ def _digest() -> str:
     return f"pydoc_data.topics sha256 {hashlib.sha256(_text()).hexdigest()[:16]}"
 
 
-def _loss(logits: Tensor, targets: Tensor) -> Tensor:
-    return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+def _loss(logits: Tensor, targets: Tensor, factor: float) -> Tensor:
+    loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    return loss if factor == 1 else factor * loss
 
 
 def workload(shape: Shape, name: str) -> Workload:
@@ -157,7 +169,7 @@ def workload(shape: Shape, name: str) -> Workload:
         name=name,
         model=partial(GPT, shape),
         dataset=lambda: TextWindows(_text(), shape.seq),
-        loss=_loss,
+        loss=partial(_loss, factor=shape.loss_factor),
         loss_terms=lambda targets: targets.numel(),
         optimizer=partial(
             torch.optim.AdamW, lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True
