@@ -5,10 +5,13 @@ import copy
 import json
 import random
 import string
+from pathlib import Path
 
+import json5
 import pytest
 
 from harness.core import StepbenchError
+from harness.history import configuration
 from harness.report import compare, page, side_by_side, tables
 from harness.store import RunFile
 from harness.training.choice import choose, numbers
@@ -62,6 +65,37 @@ def test_combinations_and_workloads(seed):
         refused += one_line(numbers, mangled(draw, "1,2,4"))
         refused += one_line(choose, "gpt-tiny", [mangled(draw, "bf16")], [mangled(draw, "bf16")])
     assert refused > 2 * MANY
+
+
+CONFIGURATION = Path(__file__).resolve().parents[1] / "asv.conf.json"
+MACHINE_FILE = {"machine": "here", "cpu": "Test CPU", "num_cpu": "2", "ram": "8 GiB", "version": 1}
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_configurations(tmp_path, seed):
+    draw, refused = random.Random(seed), 0
+    path, text = tmp_path / "asv.conf.json", CONFIGURATION.read_text(encoding="utf-8")
+    rest = json5.loads(text)
+    for number in range(MANY // 2):
+        broken = mangled(draw, text) if number % 2 else json.dumps(damaged(draw, rest))
+        path.write_text(broken, encoding="utf-8")
+        refused += one_line(configuration.load, path)
+    assert refused > MANY / 8
+
+
+def test_machine_files(tmp_path, monkeypatch):
+    draw, refused = random.Random(0), 0
+    path, own = tmp_path / "here" / "machine.json", tmp_path / ".asv-machine.json"
+    path.parent.mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = json.dumps(MACHINE_FILE)
+    for number in range(MANY):
+        broken = mangled(draw, text) if number % 2 else json.dumps(damaged(draw, MACHINE_FILE))
+        path.write_text(broken, encoding="utf-8")
+        refused += one_line(configuration.require_machines, tmp_path)
+        own.write_text(broken, encoding="utf-8")
+        one_line(configuration.save_machine, "here", MACHINE_FILE)
+    assert refused > MANY / 4
 
 
 def nodes(tree, path=()):

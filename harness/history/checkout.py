@@ -24,8 +24,8 @@ from asv import util
 from asv.console import log
 from asv.environment import Environment, EnvironmentUnavailable
 
-from harness.core import StepbenchError
 from harness.history import COMMIT, REFUSAL, RESULTS, ROUNDS, RUN, TREE
+from harness.history.configuration import told_by_asv
 from harness.report import formats
 from harness.store import RunFile
 
@@ -145,11 +145,8 @@ def recorded(run_benchmarks: Callable[..., Any]) -> Callable[..., Any]:
         if not isinstance(env, Checkout):
             return run_benchmarks(benchmarks, env, *args, **kwargs)
         rounds = _rounds(kwargs.get("quick", False), kwargs.get("extra_params") or {})
-        try:
-            with env.recording(rounds):
-                return run_benchmarks(benchmarks, env, *args, **kwargs)
-        except StepbenchError as error:
-            raise util.UserError(str(error)) from error
+        with told_by_asv(), env.recording(rounds):
+            return run_benchmarks(benchmarks, env, *args, **kwargs)
 
     return run_recorded
 

@@ -8,11 +8,10 @@ from typing import Any
 
 from asv.benchmarks import Benchmarks
 from asv.commands import find, run
-from asv.machine import Machine, MachineCollection
-from asv.util import UserError
+from asv.machine import Machine
 
-from harness.core import StepbenchError
-from harness.history import checkout, publish
+from harness.history import checkout, configuration, publish
+from harness.history.configuration import told_by_asv
 
 __all__ = ["checkout", "publish", "setup"]
 
@@ -47,10 +46,8 @@ def register_machine() -> str:
     """
     from harness.measuring.sweep import claimed_machine  # torch: not for `asv show`
 
-    try:
+    with told_by_asv():
         machine = claimed_machine()
-    except StepbenchError as error:
-        raise UserError(str(error)) from error
     entry = {
         "machine": machine["name"],
         "os": platform.system(),
@@ -60,7 +57,8 @@ def register_machine() -> str:
         "ram": f"{machine['memory_bytes'] / GIB:.0f} GiB",
         "gpu": ", ".join(gpu["name"] for gpu in machine["gpus"]) or "none",
     }
-    MachineCollection.save(machine["name"], entry)
+    with told_by_asv():
+        configuration.save_machine(machine["name"], entry)
     return str(machine["name"])
 
 
@@ -71,6 +69,8 @@ def _sparing(discover: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def discover_some(cls: type, conf: Any, *args: Any, regex: Any = None, **kwargs: Any) -> Any:
+        with told_by_asv():
+            configuration.require(conf)
         patterns = [regex] if isinstance(regex, str) else list(regex or [""])
         names = getattr(conf, "on_request", [])
         left_out = [name for name in names if not any(name in one for one in patterns)]

@@ -12,11 +12,11 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from asv.config import Config
 from asv.console import log
 from asv.publishing import OutputPublisher
 
 from harness.core import StepbenchError
+from harness.history import configuration
 from harness.report import page
 from harness.store import read_all
 
@@ -53,14 +53,15 @@ def publish(project: Path) -> Path:
     """Run `asv publish` for the project's asv.conf.json and return the dashboard's folder.
 
     Raises:
-        StepbenchError: no configuration, or ASV failed; with ASV's last line.
+        StepbenchError: no configuration or a wrong one, a damaged machine file, or ASV failed; with
+            ASV's last line.
     """
     config = project / "asv.conf.json"
-    if not config.is_file():
-        raise StepbenchError(f"{config} does not exist; run this in the project's top folder")
+    conf = configuration.load(config)
+    configuration.require_machines(project / conf.results_dir)
     command = [sys.executable, "-m", "asv", "publish", "--config", str(config.resolve())]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     if ended.returncode:
         lines = (ended.stdout + ended.stderr).strip().splitlines()
         raise StepbenchError(f"asv publish failed: {lines[-1] if lines else 'it said nothing'}")
-    return project / str(Config.load(str(config)).html_dir)
+    return project / str(conf.html_dir)

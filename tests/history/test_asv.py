@@ -143,6 +143,20 @@ def test_find_bisects(toy: Toy) -> None:
     assert slower[:8] in said.splitlines()[-1]
 
 
+def test_a_wrong_key_is_one_line(toy: Toy) -> None:
+    path = toy.folder / "asv.conf.json"
+    right = path.read_text()
+    path.write_text(right.replace('"on_request"', '"on_requests"'))
+    said = toy.asv("run", "-b", BF16, code=1)
+    assert "asv.conf.json: no key is called 'on_requests'" in said
+    assert "Traceback" not in said
+    path.write_text(right)
+    (toy.home / ".asv-machine.json").write_text('{"version": 1, "here": ')
+    said = toy.asv("run", "-b", BF16, code=1)
+    assert ".asv-machine.json: UserError: Error parsing JSON" in said
+    assert "Traceback" not in said
+
+
 def test_an_interrupted_run_goes_on_where_it_stopped(toy: Toy) -> None:
     selected = ("-b", r"accumulation.*step_s")
     process = toy.start("run", *selected, STEPBENCH_TOY_WAIT_S="0.7")

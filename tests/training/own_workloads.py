@@ -289,3 +289,20 @@ def steep(factor=100.0):
     return replace(
         plain(), loss=lambda output, target: factor * functional.cross_entropy(output, target)
     )
+
+
+class Much(Points):
+    """64 MiB of data beside what a sample needs, read in the constructor or with the first one."""
+
+    def __init__(self, when):
+        super().__init__(lambda features, label: (features, label))
+        self.more = torch.zeros(2**24) if when == "at_once" else None
+
+    def __getitem__(self, index):
+        if self.more is None:
+            self.more = torch.zeros(2**24)
+        return super().__getitem__(index)
+
+
+def much_data(when):
+    return replace(plain(), dataset=lambda: Much(when))
