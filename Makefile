@@ -4,7 +4,7 @@ BIN := .venv/bin
 # The environment's tools before the system's: torch finds its compilers on PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: bench bench-full report test check overhead aa clean
+.PHONY: bench bench-full report test check overhead aa agreement clean
 
 bench: .venv/installed
 	stepbench machine
@@ -16,8 +16,10 @@ bench-full: .venv/installed
 	asv run -b product_full -a repeat=8 --record-samples; failed=$$?; \
 	stepbench report && stepbench publish && exit $$failed
 
+# The floors are about time: nothing else runs beside them.
 test: .venv/installed
-	pytest
+	pytest -n 2 --ignore tests/floors
+	pytest tests/floors
 
 check: .venv/installed
 	ruff check .
@@ -33,6 +35,11 @@ overhead: .venv/installed
 # where it was stopped.
 aa: .venv/installed
 	python -m benchmarks.aa
+
+# Do the intervals keep their promise? The default sweep twice under a changing load, about half an
+# hour; goes on from where it was stopped.
+agreement: .venv/installed
+	python -m benchmarks.agreement
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -19,7 +19,8 @@ def test_the_commits_own_code_runs_and_another_tree_is_caught(toy: Toy) -> None:
     (record,) = run.records
     assert record.outcome.ok, record.outcome
     assert run.run.commit == toy.git("rev-parse", "HEAD")
-    assert len(record.rounds) == run.run.settings["rounds"] == 1
+    assert run.run.settings["rounds"] == 1
+    assert 1 <= len(record.rounds) <= 2  # once more where something disturbed it
 
     planted = toy.home / "planted"
     shutil.copytree(ROOT / "harness", planted / "harness", ignore=IGNORED)

@@ -48,7 +48,7 @@ def test_the_caption_says_what_was_measured_on_what_and_how():
     assert tables.terminal(file).splitlines()[:2] == [
         f"{WORKLOAD} on Test CPU (AVX2), 2 cores, 8 GiB, NVIDIA H200",
         "torch 2.13.0+cpu, 1-2 rounds, 5-20 steps a process, no interval below 6 rounds, memory: "
-        "test tensors, ruler 2, commit 0123456789 + edits, 2026-01-31 12:00 UTC",
+        "test tensors, ruler 3, commit 0123456789 + edits, 2026-01-31 12:00 UTC",
     ]
 
 
@@ -164,6 +164,7 @@ def test_json_has_base_units_and_null_where_there_is_no_finite_number():
         "ranks": None,
         "budget": None,
         "compilation": None,
+        "scaling": None,
         "unproved": [],
     }
     assert fp16["figures"]["loss_difference"] is None
@@ -288,6 +289,26 @@ def test_rounds_set_aside_are_told():
     text = tables.terminal(file)
     assert text_rows(text)[1][:4] == ["bf16", "ok [1]", "50.0", "2.00x"]
     assert "[1] 1 round disturbed, measured again: steal 12%" in text
+
+
+def test_how_gradients_fare_in_float16():
+    def of(scale, skipped, zeros):
+        counters = replace(
+            BASELINE.counters,
+            matmul_flops={"float16": 1000},
+            loss_scale=scale,
+            zero_gradients=zeros,
+        )
+        return replace(BASELINE, counters=counters, skipped_steps=skipped)
+
+    pairs = [(of(65536.0, 0, 0.0), BASELINE), (of(256.0, 8, 0.125), BASELINE)]
+    text = tables.terminal(run_file([record(case("fp16"), pairs)]))
+    [header] = [line for line in text.splitlines() if line.startswith("combination")][:1]
+    assert header.split()[-5:] == ["loss", "scale", "skipped", "zero", "grads"]
+    assert text_rows(text)[1][-3:] == ["256", "8", "12.50%"]
+    assert "loss scale" not in tables.terminal(
+        run_file([record(case("bf16"), [(FASTER, BASELINE)])])
+    )
 
 
 def on_gpu(name, combination="bf16", **changes):

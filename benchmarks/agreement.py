@@ -1,0 +1,269 @@
+"""Do the intervals keep their promise? The default sweep, again and again under a changing load.
+
+Not for ASV: `make agreement` measures what `make bench` does on one rank, in 8 rounds, twice, while
+other processes keep processors busy or leave them alone at random. It prints how often a sweep's
+ratios lie in the other's intervals, beside how often they would if nothing but chance told the two
+apart. Sweeps lie under results/agreement/<machine>/; an interrupted one is gone on with.
+"""
+
+import argparse
+import itertools
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import binomtest
+from tabulate import tabulate
+
+from benchmarks import accumulation, checkpointing, precision, product
+from harness import machine as machines
+from harness import stats
+from harness.core import MEASURE_VERSION, Case, Record, StepbenchError
+from harness.machine import device_type
+from harness.measuring.settings import Settings
+from harness.measuring.sweep import claimed_machine, close_sweep, open_sweep, sweep
+from harness.report import formats
+from harness.stats import Estimate
+from harness.store import RunFile, read_all
+from harness.training.techniques import parse
+from harness.training.workloads import canonical
+
+ROUNDS = 8
+CLASSES = (
+    precision.Precision,
+    accumulation.Accumulation,
+    checkpointing.Checkpointing,
+    product.Product,
+    product.ProductFp16,
+)
+DRAWS = 100_000
+# Keeps a processor busy or leaves it alone, in turn, each for a random time of 5 s in the mean.
+LOAD = """
+import os, random, sys, time
+draw, parent = random.Random(int(sys.argv[1])), os.getppid()
+while os.getppid() == parent:
+    until = time.monotonic() + draw.expovariate(1 / 5)
+    if draw.random() < 0.5:
+        time.sleep(max(0, until - time.monotonic()))
+    while time.monotonic() < until:
+        pass
+"""
+
+
+def cases(device: str) -> list[Case]:
+    """What `make bench` measures on one device."""
+    return list(
+        dict.fromkeys(
+            Case(workload=canonical(one.workload[device]), combination=parse("+".join(names)))
+            for one in CLASSES
+            for names in itertools.product(*one.params)
+        )
+    )
+
+
+@contextmanager
+def changing_load(processes: int) -> Iterator[None]:
+    """So many processes that come and go meanwhile."""
+    command = [sys.executable, "-c", LOAD]
+    started = [subprocess.Popen([*command, str(seed)]) for seed in range(processes)]
+    try:
+        yield
+    finally:
+        for one in started:
+            one.kill()
+            one.wait()
+
+
+def measured(results: Path, wanted: int, cores: int) -> list[RunFile]:
+    """The newest `wanted` sweeps of this ruler, measuring those that are missing."""
+    while len(known := _closed(results)) < wanted:
+        file = open_sweep(results, Settings(rounds=ROUNDS), project=Path.cwd())
+        with changing_load(cores):
+            sweep(
+                file,
+                cases(device_type(file.run.machine)),
+                deadline_s=Settings().deadline_s,
+                done=lambda record: print(f"{record.case}: {record.outcome}", file=sys.stderr),
+                out_of_time=lambda: False,
+            )
+            close_sweep(file)
+    return known[-wanted:]
+
+
+def _closed(results: Path) -> list[RunFile]:
+    here = claimed_machine()
+    return [
+        file
+        for file in read_all(results)[0]
+        if file.closed
+        and file.run.measure_version == MEASURE_VERSION
+        and machines.differing_key(file.run.machine, here) is None
+    ]
+
+
+@cache
+def promised(rounds: tuple[int, int], widened: bool) -> tuple[float, float]:
+    """How often chance alone puts a second median into a first interval, and lets both overlap.
+
+    Of any distribution, for so many rounds each: only the order of the values matters, so uniform
+    ones are drawn.
+    """
+    draw = np.random.default_rng(0).random((DRAWS, sum(rounds)))
+    first, second = (np.sort(one, axis=1) for one in np.split(draw, [rounds[0]], axis=1))
+    ends = [
+        _ends(one, number, widened) for one, number in zip((first, second), rounds, strict=True)
+    ]
+    (low, high), (other_low, other_high) = ends
+    median = np.median(second, axis=1)
+    within = (low <= median) & (median <= high)
+    overlap = (low <= other_high) & (other_low <= high)
+    return float(within.mean()), float(overlap.mean())
+
+
+def _ends(drawn: np.ndarray, rounds: int, widened: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Low and high end of each row's interval: which of its sorted values `estimate` takes."""
+    places = stats.estimate(range(rounds), widened=widened)
+    return drawn[:, int(places.low or 0)], drawn[:, int(places.high or 0)]
+
+
+def compared(first: RunFile, second: RunFile) -> list[tuple[Record, Record]]:
+    """The cases that both sweeps have a ratio of."""
+    pairs = ((one, second.find(one.case)) for one in first.records)
+    return [(one, other) for one, other in pairs if other and one.outcome.ok and other.outcome.ok]
+
+
+def agreement(first: Record, second: Record) -> tuple[bool, bool]:
+    """Whether the second's ratio lies in the first's interval, and whether the two overlap."""
+    one, other = stats.speedup(first), stats.speedup(second)
+    low, high = _interval(one)
+    other_low, other_high = _interval(other)
+    return low <= other.median <= high, low <= other_high and other_low <= high
+
+
+def _interval(one: Estimate) -> tuple[float, float]:
+    if one.low is None or one.high is None:
+        raise StepbenchError(f"{one.rounds} rounds have no interval: measure {ROUNDS}")
+    return one.low, one.high
+
+
+def report(files: Sequence[RunFile]) -> str:
+    """The whole of it in Markdown: how often, and every case."""
+    run = files[0].run
+    versions = dict.fromkeys(file.run.software["torch"] for file in files)
+    return "\n".join(
+        [
+            "# Do the intervals keep their promise?",
+            "",
+            f"{machines.summary(run.machine)}, torch {' and '.join(versions)}, ruler "
+            f"{run.measure_version}. `make agreement` measures and writes this page.",
+            "",
+            f"What `make bench` measures on one rank, in {ROUNDS} rounds, {len(files)} times. "
+            "Meanwhile each of as many processes as there are processors kept one busy or left it "
+            "alone, in turn, for random times of 5 s in the mean.",
+            "",
+            tabulate(map(_described, files), headers="keys", tablefmt="pipe"),
+            "",
+            "*Promised* is how often chance alone does it, whatever the distribution: two draws of "
+            "as many rounds, the same intervals. In brackets: 95% Clopper-Pearson intervals.",
+            "",
+            rates(files),
+            "",
+            "Speed-up over the baseline, each sweep's median and 95% interval; bold where a later "
+            "median lies outside of the first interval:",
+            "",
+            every_case(files),
+            "",
+        ]
+    )
+
+
+def _described(file: RunFile) -> dict[str, str]:
+    rounds = [one for record in file.records for one in record.rounds]
+    loud = sum(map(stats.disturbed, rounds))
+    return {
+        "sweep": formats.moment(file.run.started_at),
+        "commit": formats.commit(file.run),
+        "cases with a ratio": str(sum(record.outcome.ok for record in file.records)),
+        "rounds": str(len(rounds)),
+        "disturbed": f"{loud / len(rounds):.0%}",
+        "machine": formats.calibration(file.calibrations).removeprefix("calibration: "),
+    }
+
+
+def rates(files: Sequence[RunFile]) -> str:
+    """How often sweeps agreed, each with each, beside what was promised."""
+    pairs = [
+        pair
+        for first, second in itertools.permutations(files, 2)
+        for pair in compared(first, second)
+    ]
+    seen = [agreement(*pair) for pair in pairs]
+    chance = [
+        promised(
+            (len(stats.judged(first)), len(stats.judged(second))),
+            bool(stats.disturbances(first)),
+        )
+        for first, second in pairs
+    ]
+    rows = []
+    for index, what in enumerate(("the other's ratio in the interval", "both intervals overlap")):
+        count = sum(one[index] for one in seen)
+        low, high = binomtest(count, len(seen)).proportion_ci(0.95, method="exact")
+        rows.append(
+            {
+                "agreement": what,
+                "comparisons": len(seen),
+                "agreed": f"{count}: {count / len(seen):.1%} [{low:.1%}, {high:.1%}]",
+                "promised": f"{np.mean([one[index] for one in chance]):.1%}",
+            }
+        )
+    largest = max(
+        abs(stats.memory_ratio(second).median / stats.memory_ratio(first).median - 1)
+        for first, second in pairs
+    )
+    table = tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
+    return f"{table}\n\nRatios of memory differed by {largest:.2%} at most."
+
+
+def every_case(files: Sequence[RunFile]) -> str:
+    """Each case's ratio in each sweep."""
+    first, *others = files
+    rows = []
+    for record in first.records:
+        again = [file.find(record.case) for file in others]
+        if not record.outcome.ok or not all(one and one.outcome.ok for one in again):
+            told = [one.outcome.kind if one else "" for one in (record, *again)]
+        else:
+            told = [formats.estimate(stats.speedup(record))]
+            for other in filter(None, again):
+                text = formats.estimate(stats.speedup(other))
+                told.append(text if agreement(record, other)[0] else f"**{text}**")
+        rows.append([formats.markdown(record.case.chosen), *told])
+    headers = ["combination", *(formats.moment(file.run.started_at) for file in files)]
+    return tabulate(rows, headers, "pipe", disable_numparse=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sweeps", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=Path("results/agreement"))
+    asked = parser.parse_args()
+    if asked.sweeps < 2:
+        raise StepbenchError(f"--sweeps {asked.sweeps}: two are needed to agree")
+    machine = claimed_machine()
+    files = measured(asked.results, asked.sweeps, int(machine["cores"]))
+    text = report(files)
+    (asked.results / machine["name"] / "README.md").write_text(text, encoding="utf-8")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except StepbenchError as error:
+        sys.exit(f"agreement: {error}")
