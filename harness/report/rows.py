@@ -12,7 +12,7 @@ from typing import Any
 
 from harness import stats
 from harness.core import Calibration, Case, Outcome, Record, Round, Run
-from harness.observed import Compilation, Measurement
+from harness.observed import Compilation, Counters, Measurement
 from harness.report.utilization import peak_flops_per_s, utilization
 from harness.stats import Estimate
 from harness.store import RunFile
@@ -27,10 +27,12 @@ class Figures:
 
     `peak_bytes` is the steady step's allocated peak, `working_bytes` the part of it that is
     neither parameters nor optimizer state, `data_wait_share` the part of a step that
-    waited for its batch. `budget` are the seconds of `step_s` that each part of a step takes,
-    "communication" being what collectives add to the others without being hidden. A record from
-    before any of this was observed has None for its figures. `set_aside` rounds were disturbed and
-    are in none of them. `utilization` is MFU, where the hardware's peak is known.
+    waited for its batch. `state_ratio` are the bytes of optimizer state over those of the
+    parameters, `trained_share` the part of the parameters that are trained. `budget` are the
+    seconds of `step_s` that each part of a step takes, "communication" being what collectives add
+    to the others without being hidden. A record from before any of this was observed has None for
+    its figures. `set_aside` rounds were disturbed and are in none of them. `utilization` is MFU,
+    where the hardware's peak is known.
     """
 
     step_s: float
@@ -43,6 +45,8 @@ class Figures:
     data_wait_share: float | None
     host_bytes: float | None
     epoch_pause_s: float | None
+    state_ratio: float
+    trained_share: float | None
     disturbances: tuple[str, ...]
     utilization: float | None = None
     set_aside: int = 0
@@ -216,12 +220,20 @@ def _medians(processes: Sequence[Measurement]) -> dict[str, Any]:
         "peak_bytes": median(lambda process: process.memory.steady_step.allocated_bytes),
         "working_bytes": median(lambda process: process.memory.working_bytes),
         "tokens_per_s": median(lambda process: process.tokens / stats.step_s(process)),
+        "state_ratio": median(
+            lambda one: one.memory.optimizer_bytes / max(1, one.memory.parameter_bytes)
+        ),
+        "trained_share": _trained_share(processes[0].counters),
         "data_wait_share": median(lambda one: sum(one.data_wait_s) / sum(one.step_s))
         if observed
         else None,
         "host_bytes": median(lambda one: one.host_bytes or 0) if observed else None,
         "epoch_pause_s": median(lambda one: one.epoch_pause_s or 0.0) if observed else None,
     }
+
+
+def _trained_share(counters: Counters) -> float | None:
+    return counters.trained_elements / counters.elements if counters.elements else None
 
 
 def _budget(processes: Sequence[Measurement]) -> dict[str, float] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
@@ -31,6 +31,13 @@ LOADING_COLUMNS: dict[str, Callable[[Figures], str]] = {
     "data wait": lambda one: f"{one.data_wait_share or 0:.0%}",
     "host MiB": lambda one: formats.mebibytes(one.host_bytes or 0),
     "epoch pause ms": lambda one: formats.milliseconds(one.epoch_pause_s or 0),
+}
+# Each shown where it is not the same for all.
+STATE_COLUMNS: dict[str, Callable[[Figures], str]] = {
+    "state/param": lambda one: formats.ratio(one.state_ratio),
+}
+TRAINED_COLUMNS: dict[str, Callable[[Figures], str]] = {
+    "trained": lambda one: "" if one.trained_share is None else f"{one.trained_share:.2%}",
 }
 # Shown where anything was compiled.
 COMPILE_COLUMNS: dict[str, Callable[[Figures], str]] = {
@@ -83,6 +90,20 @@ MFU_COLUMN: dict[str, Callable[[Figures], str]] = {
     "MFU": lambda one: "" if one.utilization is None else f"{one.utilization:.1%}",
 }
 WAITING_SHARE = 0.05
+LOADING_LEGEND = (
+    "data wait: part of a step that waited for its batch; host: memory of the process and its "
+    "loader workers; epoch pause: from asking for an epoch's first batch to having it."
+)
+STATE_LEGEND = "state/param: bytes of optimizer state over those of the parameters."
+TRAINED_LEGEND = "trained: part of the parameters that the optimizer was given."
+COMPILE_LEGEND = (
+    "compile s: seconds in the compiler from empty caches, in no step; graphs: what it made; "
+    "breaks: where it gave up and began anew; recompiles: made again for the same code."
+)
+SCALING_LEGEND = (
+    "loss scale: factor of the loss in the step that was counted; skipped: first steps that "
+    "overflowed and lowered it; zero grads: part of the gradients' elements that were exactly 0."
+)
 LEFT = ("combination", "outcome", "speed-up", "collectives a step", "clock limited by")
 
 LEGEND = (
@@ -142,19 +163,34 @@ def caption(table: Table) -> tuple[str, ...]:
 def grid(table: Table, style: str, clean: Callable[[str], str]) -> tuple[str, list[str]]:
     """The table in one of tabulate's styles, and the cleaned notes its outcomes refer to."""
     notes: dict[str, int] = {}
-    columns = COLUMNS | (LOADING_COLUMNS if _loading_matters(table) else {})
-    if legend(table.run.machine):
-        columns = columns | MFU_COLUMN
-    if any(row.figures and row.figures.compilation for row in table.rows):
-        columns |= COMPILE_COLUMNS
-    if any(row.figures and row.figures.scaling for row in table.rows):
-        columns |= SCALING_COLUMNS
+    columns, legends = _columns(table)
     cells = [_cells(row, columns, notes, clean) for row in table.rows]
     text = _grid(["combination", "outcome", *columns], cells, style) or ""
     told = [f"[{number}] {clean(note)}" for note, number in notes.items()]
-    if convention := legend(table.run.machine):
-        told.append(clean(convention))
-    return text, told
+    return text, [*told, *map(clean, legends)]
+
+
+def _columns(table: Table) -> tuple[dict[str, Callable[[Figures], str]], list[str]]:
+    """The columns that tell something here, and what the optional ones mean."""
+    figures = [row.figures for row in table.rows if row.figures]
+    optional = (
+        (LOADING_COLUMNS, _loading_matters(table), LOADING_LEGEND),
+        (MFU_COLUMN, bool(legend(table.run.machine)), legend(table.run.machine) or ""),
+        (STATE_COLUMNS, _differ(STATE_COLUMNS, figures), STATE_LEGEND),
+        (TRAINED_COLUMNS, _differ(TRAINED_COLUMNS, figures), TRAINED_LEGEND),
+        (COMPILE_COLUMNS, any(one.compilation for one in figures), COMPILE_LEGEND),
+        (SCALING_COLUMNS, any(one.scaling for one in figures), SCALING_LEGEND),
+    )
+    columns, legends = dict(COLUMNS), []
+    for more, matters, means in optional:
+        if matters:
+            columns |= more
+            legends.append(means)
+    return columns, legends
+
+
+def _differ(columns: Mapping[str, Callable[[Figures], str]], figures: Sequence[Figures]) -> bool:
+    return any(len({show(one) for one in figures}) > 1 for show in columns.values())
 
 
 def budget_grid(table: Table, style: str, clean: Callable[[str], str]) -> str | None:

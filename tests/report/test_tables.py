@@ -165,6 +165,8 @@ def test_json_has_base_units_and_null_where_there_is_no_finite_number():
         "budget": None,
         "compilation": None,
         "scaling": None,
+        "state_ratio": 1.0,
+        "trained_share": None,
         "unproved": [],
     }
     assert fp16["figures"]["loss_difference"] is None
@@ -309,6 +311,23 @@ def test_how_gradients_fare_in_float16():
     assert "loss scale" not in tables.terminal(
         run_file([record(case("bf16"), [(FASTER, BASELINE)])])
     )
+
+
+def test_what_is_trained_and_kept_for_it_is_shown_where_it_differs():
+    thin = replace(
+        BASELINE,
+        memory=replace(BASELINE.memory, optimizer_bytes=MIB // 2),
+        counters=replace(BASELINE.counters, trained_elements=5, elements=1000),
+    )
+    whole = replace(
+        BASELINE, counters=replace(BASELINE.counters, trained_elements=1000, elements=1000)
+    )
+    text = tables.terminal(run_file([record(case("bf16"), [(thin, whole)])]))
+    [baseline, lora] = text_rows(text)[:2]
+    assert baseline[-2:] == ["1.00x", "100.00%"]
+    assert lora[-2:] == ["0.050x", "0.50%"]
+    assert tables.STATE_LEGEND in text
+    assert "trained" not in tables.terminal(run_file([record(case("bf16"), [(whole, whole)])]))
 
 
 def on_gpu(name, combination="bf16", **changes):
