@@ -16,7 +16,7 @@ from harness.core import Case
 from harness.judging.pairs import alternate
 from harness.machine import device_type, summary
 from harness.measuring.launch import in_child
-from harness.measuring.probes.timing import time_steps
+from harness.measuring.probes import timing
 from harness.measuring.settings import Settings
 from harness.measuring.sweep import claimed_machine, measure_once, open_sweep
 from harness.stats import estimate
@@ -76,7 +76,7 @@ def _ratio(
 
     def block(step: Callable[[], None]) -> Block:
         step()
-        window = time_steps(step, STEPS, device)
+        window = timing.time_steps(step, STEPS, device)
         return Block(step_s=window.step_s, cpu_s=window.cpu_s)
 
     (old,), (new,) = alternate(

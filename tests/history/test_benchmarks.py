@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import itertools
+import pkgutil
 
 import pytest
+from asv_runner.benchmarks import benchmark_types
 
+import benchmarks
 from benchmarks import (
-    accumulation,
     adapters,
     attention,
-    checkpointing,
     compiling,
     offload,
     optimizers,
@@ -21,17 +24,10 @@ from benchmarks import (
     quantization,
     stability,
 )
+from benchmarks.agreement import CLASSES as DEFAULT
 from harness.history.suite import RANKS, Cases, CompileCases, Measured, RankCases, StateCases
 from harness.training.techniques import parse
 from harness.training.workloads import canonical
-
-DEFAULT = [
-    precision.Precision,
-    accumulation.Accumulation,
-    checkpointing.Checkpointing,
-    product.Product,
-    product.ProductFp16,
-]
 
 
 def cases(classes: list[type[Cases]]) -> set[str]:
@@ -53,6 +49,7 @@ OTHERS = [
     offload.Offload,
     quantization.Quantization,
     stability.Stability,
+    stability.LossScaling,
     attention.Attention,
     compiling.Compiling,
     compiling.CompilingComposed,
@@ -96,3 +93,17 @@ def test_metrics_are_benchmarks_and_imported_functions_are_not() -> None:
     assert len(metrics) == 16
     assert all(Measured.name_regex.match(name) for name in metrics)
     assert not Measured.name_regex.match("measure_once")
+
+
+def test_nothing_else_in_the_folder_is_taken_for_a_benchmark() -> None:
+    """ASV takes functions for benchmarks by their names, imported ones too."""
+    patterns = [kind.name_regex for kind in benchmark_types]
+    modules = [f"benchmarks.{one.name}" for one in pkgutil.iter_modules(benchmarks.__path__)]
+    found = [
+        f"{name}.{function}"
+        for name in modules
+        for function, value in vars(importlib.import_module(name)).items()
+        if inspect.isroutine(value) and any(one.match(function) for one in patterns)
+    ]
+    assert modules
+    assert found == []
