@@ -46,6 +46,8 @@ class Counters(Jsonable):
         ranks: that the case asked for.
         replicas: devices that products ran on in this process: several under DataParallel.
         group_ranks: ranks of the process group; 0 where there is none.
+        bucketed_gradients: gradients that lie in one storage with others: in DDP's buckets.
+        static_graph: whether DDP's reducer takes the graph for one that never changes.
         sharded_parameters: parameters of which this rank holds a shard.
         trained_bytes: of all parameters that are trained, whole ones where they are sharded.
         trained_blocks: blocks that hold any of them.
@@ -88,6 +90,8 @@ class Counters(Jsonable):
     ranks: int = 1
     replicas: int = 1
     group_ranks: int = 0
+    bucketed_gradients: int = 0
+    static_graph: bool = False
     sharded_parameters: int = 0
     trained_bytes: int = 0
     trained_blocks: int = 0

@@ -233,6 +233,26 @@ def test_zero2_that_reshards(monkeypatch, outcome_of):
     assert "6 all-gathers ran in a step, not 2 to 3" in outcome.reason
 
 
+@pytest.mark.parametrize(
+    ("name", "left_out", "told"),
+    [
+        ("ddp-bucket-view", "gradient_as_bucket_view", "0 gradients lay in DDP's buckets"),
+        ("ddp-static", "static_graph", "its graph was not taken for static"),
+    ],
+)
+def test_an_option_that_never_reached_ddp(monkeypatch, outcome_of, name, left_out, told):
+    real = parallel.DistributedDataParallel
+
+    class Without(real):
+        def __init__(self, *arguments, **named):
+            super().__init__(*arguments, **{k: v for k, v in named.items() if k != left_out})
+
+    monkeypatch.setattr(parallel, "DistributedDataParallel", Without)
+    outcome = outcome_of(name)
+    assert outcome.kind == "invalid"
+    assert told in outcome.reason
+
+
 def test_gradients_that_are_summed(monkeypatch, outcome_of):
     def summing(state, bucket):
         return (

@@ -85,7 +85,7 @@ def test_selective_checkpointing_that_recomputes_everything(measured, monkeypatc
     assert "kept matrix products were computed again" in broken(measured("ckpt-selective"))
 
 
-@pytest.mark.parametrize("name", ["bf16", "fp16"])
+@pytest.mark.parametrize("name", ["bf16", "fp16", "fp16-unscaled"])
 def test_autocast_off_underneath(measured, monkeypatch, name):
     real = torch.autocast
 
@@ -114,6 +114,14 @@ def test_a_scaler_that_never_scales(measured, monkeypatch):
         torch.amp, "GradScaler", lambda device, enabled: real(device, 1.0, enabled=enabled)
     )
     assert "fp16 was not active: the loss went backward at scale 1" in broken(measured("fp16"))
+
+
+def test_a_scaler_where_there_should_be_none(measured, monkeypatch):
+    real = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: real(device, enabled=True))
+    told = broken(measured("fp16-unscaled"), kind="failed")
+    assert "its baseline gave no number" in told
+    assert "fp32 was not active: the loss went backward at scale 65536" in told
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

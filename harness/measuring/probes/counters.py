@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
@@ -68,6 +69,7 @@ def count(loop: Loop, step: Callable[[Loop], None], **known: Any) -> Counters:
         calls["frozen_gradients"] += sum(one.grad is not None for one in frozen)
         with _disable_current_modes():
             norms.append(_unscaled_norm(loop))
+            calls["bucketed_gradients"] = _bucketed(loop.model)
         loop.update()
 
     before, scale = _checksums(loop.model), loop.loss_scale()
@@ -98,6 +100,8 @@ def count(loop: Loop, step: Callable[[Loop], None], **known: Any) -> Counters:
         loss_scale=max(scales, default=0.0),
         replicas=len(operators.devices),
         group_ranks=dist.get_world_size() if dist.is_initialized() else 0,
+        bucketed_gradients=calls["bucketed_gradients"],
+        static_graph=_static_graph(loop.model),
         sharded_parameters=sum(isinstance(p, DTensor) for p in loop.model.parameters()),
         trained_bytes=_payload_bytes([p for p in loop.model.parameters() if p.requires_grad]),
         trained_blocks=sum(
@@ -279,6 +283,19 @@ def _applied(loop: Loop) -> Iterator[list[tuple[float, float]]]:
 
     with patch.object(loop.optimizer, "step", watched):
         yield seen
+
+
+def _bucketed(model: nn.Module) -> int:
+    gradients = (local(p.grad) for p in model.parameters() if p.grad is not None)
+    held = Counter(one.untyped_storage().data_ptr() for one in gradients)
+    return sum(gradients for gradients in held.values() if gradients > 1)
+
+
+def _static_graph(model: nn.Module) -> bool:
+    """What DDP's reducer says of itself."""
+    if not isinstance(model, DistributedDataParallel):
+        return False
+    return bool(model._get_ddp_logging_data().get("static_graph", False))
 
 
 def _unscaled_norm(loop: Loop) -> float | None:

@@ -90,7 +90,20 @@ def _reduce_with_the_last(loop: Loop, site: Site) -> Loop:
     return replace(loop, around=(*loop.around, around))
 
 
-def _proof_ddp(counters: Counters, plan: Plan) -> str | None:
+def _proof_replicated(
+    *, bucket_view: bool = False, static_graph: bool = False
+) -> Callable[[Counters, Plan], str | None]:
+    def proof(counters: Counters, plan: Plan) -> str | None:
+        if bool(counters.bucketed_gradients) != bucket_view:
+            return f"{counters.bucketed_gradients} gradients lay in DDP's buckets"
+        if counters.static_graph != static_graph:
+            return f"its graph was {'taken' if counters.static_graph else 'not taken'} for static"
+        return _proof_reduced(counters, plan)
+
+    return proof
+
+
+def _proof_reduced(counters: Counters, plan: Plan) -> str | None:
     moved = counters.collective_bytes.get("all_reduce", 0)
     if plan.micro_batches > 1 and moved >= plan.micro_batches * counters.trained_bytes:
         return "gradients were reduced with every micro-batch, not once a step"
@@ -110,7 +123,10 @@ def _ddp(name: str, about: str, **options: Any) -> Technique:
         plan=lambda plan: replace(plan, distributed=True),
         model=_replicated(**options),
         loop=_reduce_with_the_last,
-        proof=_proof_ddp,
+        proof=_proof_replicated(
+            bucket_view=options.get("gradient_as_bucket_view", False),
+            static_graph=options.get("static_graph", False),
+        ),
         refuses=_refuses_accumulation
         if options.get("static_graph")
         else lambda workload, case: None,
@@ -139,7 +155,7 @@ def _sharded_optimizer(make: MakeOptimizer, site: Site) -> MakeOptimizer:
 
 
 def _proof_zero1(counters: Counters, plan: Plan) -> str | None:
-    return _proof_ddp(counters, plan) or _not_all(counters, "broadcast")
+    return _proof_reduced(counters, plan) or _not_all(counters, "broadcast")
 
 
 # --- FSDP2: ZeRO stages 2 and 3 ------------------------------------------------------------------

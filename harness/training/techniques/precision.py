@@ -42,6 +42,8 @@ def _share(counters: Counters, dtype: str) -> float:
 
 
 def _proof_float32(counters: Counters, plan: Plan) -> str | None:
+    if counters.loss_scale > SCALED:
+        return f"the loss went backward at scale {counters.loss_scale:g}: it was scaled"
     if (share := _share(counters, "float32")) < 1.0:
         return f"only {share:.0%} of the matrix products had float32 inputs"
     if counters.matmul_error is not None and counters.matmul_error > TF32_ERROR:
