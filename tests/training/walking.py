@@ -40,8 +40,7 @@ WORKLOAD = "gpt-tiny@batch=4"
 STEPS = 2
 CPU = torch.device("cpu")
 MACHINE: dict[str, Any] = {"gpus": [], "cores": 2}
-# One of each family, and of each technique that an axis' examples leave out.
-MORE = ("ddp-bucket-view", "ddp-static")
+# One of each family.
 ONE_OF = {
     "ckpt": "ckpt1",
     "lora": "lora4",
@@ -61,7 +60,7 @@ def names() -> list[str]:
             word = name.rstrip("0123456789")
             if name != axis.baseline:
                 found[ONE_OF.get(word, name)] = None
-    return [*found, *MORE]
+    return list(found)
 
 
 def pairs(of: Iterable[str]) -> Iterator[tuple[str, str]]:

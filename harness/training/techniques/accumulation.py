@@ -56,7 +56,9 @@ def accumulate(micro_batches: int) -> Technique:
 
     return Technique(
         name=f"accum{micro_batches}",
-        about=f"global batch in {micro_batches} micro-batches",
+        about=f"global batch in {micro_batches} micro-batches"
+        if micro_batches > 1
+        else "global batch at once",
         plan=lambda plan: replace(plan, micro_batches=micro_batches),
         proof=_proof,
         refuses=refuses,

@@ -31,10 +31,10 @@ def _proof_workers(counters: Counters, plan: Plan) -> str | None:
 
 def workers(processes: int) -> Technique:
     """`workersN`: N processes load; 0: the training process does."""
-    who = f"{processes} worker processes" if processes else "the training process"
+    who = "the training process" if processes == 0 else f"{processes} worker process"
     return Technique(
         name=f"workers{processes}",
-        about=f"{who} load{'' if processes else 's'} the data",
+        about=f"{who}es load the data" if processes > 1 else f"{who} loads the data",
         plan=_loading(num_workers=processes) if processes else lambda plan: plan,
         proof=_proof_workers,
     )
@@ -65,7 +65,7 @@ def prefetch(batches: int) -> Technique:
     default = batches == DEFAULT_PREFETCH
     return Technique(
         name=f"prefetch{batches}",
-        about=f"each worker works {batches} batches ahead",
+        about=f"each worker works {batches} batch{'es' if batches > 1 else ''} ahead",
         plan=(lambda plan: plan) if default else _loading(prefetch_factor=batches),
         refuses=(lambda workload, case: None) if default else _needs_workers(f"prefetch{batches}"),
         proof=_proof_prefetch,

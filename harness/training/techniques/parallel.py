@@ -333,7 +333,17 @@ def _proof_threads(counters: Counters, plan: Plan) -> str | None:
 PARALLEL = Axis(
     name="parallel",
     baseline="single",
-    examples=("single", "dataparallel", "ddp", "zero1", "zero2", "fsdp2", "fsdp2-offload"),
+    examples=(
+        "single",
+        "dataparallel",
+        "ddp",
+        "ddp-bucket-view",
+        "ddp-static",
+        "zero1",
+        "zero2",
+        "fsdp2",
+        "fsdp2-offload",
+    ),
     techniques=(
         Technique(
             name="single",
