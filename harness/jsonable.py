@@ -5,47 +5,80 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
+from functools import cache, partial
 from typing import Any, Literal, Self
 
 
-def _revive(kind: Any, value: Any) -> Any:
-    """Turn decoded JSON back into the annotated type; ValueError where it is of another."""
+@cache
+def _reviver(kind: Any) -> Callable[[Any], Any]:
+    """What turns decoded JSON back into the annotated type; ValueError where it is of another."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(kind, type) and issubclass(kind, Jsonable):
-        return kind.from_json(value)
+        return kind.from_json
     if kind is Any:
-        return value
+        return lambda value: value
     if origin in (typing.Union, types.UnionType):
-        return _revive_one_of(arguments, value)
+        return partial(_one_of, kind, [_reviver(one) for one in arguments])
     if origin is tuple:
-        _require(isinstance(value, list | tuple), kind, value)
-        return tuple(_revive(arguments[0], item) for item in value)
+        return partial(_tuple_of, kind, _reviver(arguments[0]))
     if origin is Mapping:
-        _require(isinstance(value, Mapping), kind, value)
-        return {name: _revive(arguments[1], item) for name, item in value.items()}
+        return partial(_mapping_to, kind, _reviver(arguments[1]))
     if origin is Literal:
-        _require(value in arguments, kind, value)
-    else:
-        truth = isinstance(value, bool)  # which Python takes for a number
-        fits = isinstance(value, (int, float) if kind is float else kind)
-        _require(fits and truth == (kind is bool), kind, value)
+        return partial(_literal, kind, arguments)
+    # Truth values are numbers to Python, and a float may have been written as an integer.
+    fitting = {float: (int, float), types.NoneType: (types.NoneType,)}.get(kind, (kind,))
+    return partial(_plain, kind, fitting)
+
+
+def _plain(kind: Any, fitting: tuple[type, ...], value: Any) -> Any:
+    truth = isinstance(value, bool)
+    _require(isinstance(value, fitting) and truth == (kind is bool), kind, value)
     return value
 
 
-def _revive_one_of(kinds: Sequence[Any], value: Any) -> Any:
-    for kind in kinds:
-        if kind is not type(None):
-            with suppress(ValueError, KeyError):
-                return _revive(kind, value)
-    _require(value is None and type(None) in kinds, " or ".join(map(str, kinds)), value)
-    return None
+def _one_of(kind: Any, revivers: Sequence[Callable[[Any], Any]], value: Any) -> Any:
+    for revive in revivers:
+        with suppress(ValueError, KeyError):
+            return revive(value)
+    raise _wrong(kind, value)
+
+
+def _tuple_of(kind: Any, revive: Callable[[Any], Any], value: Any) -> tuple[Any, ...]:
+    _require(isinstance(value, list | tuple), kind, value)
+    return tuple(map(revive, value))
+
+
+def _mapping_to(kind: Any, revive: Callable[[Any], Any], value: Any) -> dict[str, Any]:
+    _require(isinstance(value, Mapping), kind, value)
+    return {name: revive(item) for name, item in value.items()}
+
+
+def _literal(kind: Any, values: tuple[Any, ...], value: Any) -> Any:
+    _require(value in values, kind, value)
+    return value
 
 
 def _require(right: bool, kind: Any, value: Any) -> None:
     if not right:
-        raise ValueError(f"{str(value)[:40]!r} is no {getattr(kind, '__name__', kind)}")
+        raise _wrong(kind, value)
+
+
+def _wrong(kind: Any, value: Any) -> ValueError:
+    return ValueError(f"{str(value)[:40]!r} is no {getattr(kind, '__name__', kind)}")
+
+
+@cache
+def _fields(kind: Any) -> tuple[dict[str, Callable[[Any], Any]], frozenset[str]]:
+    """What revives each field of a dataclass, and the fields that have no default."""
+    revivers = {name: _reviver(one) for name, one in typing.get_type_hints(kind).items()}
+    needed = frozenset(
+        one.name
+        for one in dataclasses.fields(kind)
+        if one.default is one.default_factory is dataclasses.MISSING
+    )
+    return revivers, needed
 
 
 class Jsonable:
@@ -64,13 +97,8 @@ class Jsonable:
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         if not isinstance(data, Mapping):
             raise ValueError(f"{cls.__name__} must be an object, not {type(data).__name__}")
-        kinds = typing.get_type_hints(cls)
-        needed = {
-            one.name
-            for one in dataclasses.fields(cls)  # type: ignore[arg-type]
-            if one.default is one.default_factory is dataclasses.MISSING
-        }
-        wrong = sorted((set(data) - set(kinds)) | (needed - set(data)))
+        revivers, needed = _fields(typing.cast(Hashable, cls))
+        wrong = sorted((set(data) - set(revivers)) | (needed - set(data)))
         if wrong:
             raise ValueError(f"{cls.__name__} has unknown or missing fields: {', '.join(wrong)}")
-        return cls(**{name: _revive(kinds[name], value) for name, value in data.items()})
+        return cls(**{name: revivers[name](value) for name, value in data.items()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -283,3 +284,7 @@ class Measurement(Jsonable):
     ranks: tuple[Rank, ...] = ()
     device: DeviceState | None = None
     allocation_retries: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.step_s or not all(0 < step_s < math.inf for step_s in self.step_s):
+            raise ValueError(f"timed steps must take finite time; got {list(self.step_s)[:5]}")
