@@ -1,0 +1,34 @@
+"""What no machine can train as asked is refused in one line: value, why, and what to choose.
+
+Here is what only GPUs would run; what a CPU could is walked in `test_pairs.py`.
+"""
+
+import pytest
+
+from harness.core import Case
+from harness.training.techniques import parse, refused
+from harness.training.workloads import load
+
+GPT = load("gpt-tiny")
+
+
+def reason(combination, ranks=1):
+    case = Case(workload="gpt-tiny", combination=parse(combination), ranks=ranks)
+    return refused(GPT, case)
+
+
+@pytest.mark.parametrize(
+    ("combination", "ranks", "told"),
+    [
+        ("sync-batchnorm+ddp", 1, "on 1 rank is plain BatchNorm: choose 2 ranks or more"),
+    ],
+)
+def test_in_one_line(combination, ranks, told):
+    line = reason(combination, ranks)
+    assert told in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(("combination", "ranks"), [("sync-batchnorm+ddp", 2)])
+def test_what_is_near_it_is_not(combination, ranks):
+    assert reason(combination, ranks) is None
