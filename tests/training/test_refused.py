@@ -21,6 +21,9 @@ def reason(combination, ranks=1):
     ("combination", "ranks", "told"),
     [
         ("sync-batchnorm+ddp", 1, "on 1 rank is plain BatchNorm: choose 2 ranks or more"),
+        ("ckpt1+dataparallel", 2, "dataparallel with ckpt1: checkpointing holds on to the blocks"),
+        ("ckpt-sqrt+dataparallel", 2, "copies of them that run; choose ddp"),
+        ("offload-activations+dataparallel", 2, "in threads of their own; choose ddp"),
     ],
 )
 def test_in_one_line(combination, ranks, told):
@@ -29,6 +32,13 @@ def test_in_one_line(combination, ranks, told):
     assert "\n" not in line
 
 
-@pytest.mark.parametrize(("combination", "ranks"), [("sync-batchnorm+ddp", 2)])
+@pytest.mark.parametrize(
+    ("combination", "ranks"),
+    [
+        ("sync-batchnorm+ddp", 2),
+        ("bf16+accum2+dataparallel", 2),
+        ("ckpt1+offload-activations+ddp", 2),
+    ],
+)
 def test_what_is_near_it_is_not(combination, ranks):
     assert reason(combination, ranks) is None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -23,11 +23,11 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from harness.core import Case
 from harness.machine import device_type
 from harness.observed import Counters
+from harness.training.threads import DataParallel
 from harness.training.types import (
     Axis,
     Loop,
@@ -258,35 +258,8 @@ def _fsdp(
 # --- DataParallel --------------------------------------------------------------------------------
 
 
-class _Threads(nn.DataParallel[Any]):
-    """torch's DataParallel, whose threads see what the thread that started them does.
-
-    By itself a replica's thread computes in float16 whatever autocast's type is, and nothing that
-    watches operators sees it.
-    """
-
-    autocast: torch.dtype | None = None
-
-    def parallel_apply(self, replicas: Any, inputs: Any, kwargs: Any) -> list[Any]:
-        modes = _get_current_dispatch_mode_stack()
-
-        def within(replica: Callable[..., Any]) -> Callable[..., Any]:
-            def run(*arguments: Any, **named: Any) -> Any:
-                with ExitStack() as stack:
-                    for mode in modes:
-                        stack.enter_context(mode)
-                    stack.enter_context(
-                        torch.autocast("cuda", self.autocast, enabled=self.autocast is not None)
-                    )
-                    return replica(*arguments, **named)
-
-            return run
-
-        return super().parallel_apply([within(one) for one in replicas], inputs, kwargs)
-
-
 def _in_threads(model: nn.Module, site: Site) -> nn.Module:
-    wrapped = _Threads(model, device_ids=list(range(site.ranks)))
+    wrapped = DataParallel(model, device_ids=list(range(site.ranks)))
     wrapped.autocast = site.plan.autocast
     return wrapped
 
@@ -302,10 +275,24 @@ def _needs_two_gpus(case: Case, machine: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _refuses_a_loss_inside(workload: Workload, case: Case) -> str | None:
-    if workload.loss is not None:
-        return None
-    return f"dataparallel gathers outputs, and {workload.name}'s model returns its loss: choose ddp"
+def _refuses_threads(workload: Workload, case: Case) -> str | None:
+    chosen = case.combination.techniques
+    if workload.loss is None:
+        return (
+            f"dataparallel gathers outputs, and {workload.name}'s model returns its loss: "
+            "choose ddp"
+        )
+    if name := chosen.get("checkpointing"):
+        return (
+            f"dataparallel with {name}: checkpointing holds on to the blocks themselves, and it is "
+            "copies of them that run; choose ddp"
+        )
+    if chosen.get("offload") == "offload-activations":
+        return (
+            "dataparallel with offload-activations: torch offloads what one thread saves, and the "
+            "replicas run in threads of their own; choose ddp"
+        )
+    return None
 
 
 def _proof_threads(counters: Counters, plan: Plan) -> str | None:
@@ -331,7 +318,7 @@ PARALLEL = Axis(
             model=_in_threads,
             proof=_proof_threads,
             unsupported=_needs_two_gpus,
-            refuses=_refuses_a_loss_inside,
+            refuses=_refuses_threads,
             tolerance=_same_unless_batch_dependent,
         ),
         _ddp("ddp", "every rank holds the model; gradients are all-reduced, once a step"),
