@@ -102,6 +102,7 @@ def test_what_only_a_device_does_is_seen_by_its_own_counters():
     seen = {
         "offload-activations": {"saved_host_bytes": 9000},
         "offload-optimizer": {"host_state_elements": 1000},
+        "fsdp2-offload": {"host_state_elements": 1000, "sharded_parameters": 9, "group_ranks": 1},
         "dataparallel": {"replicas": 2},
         "pinned": {"pinned": True},
         "sync-batchnorm": {"operators": {"aten.batch_norm_gather_stats_with_counts": 1}},
@@ -122,9 +123,17 @@ def test_a_part_of_it_is_not_enough():
     partly = {
         "offload-activations": {"saved_host_bytes": 500},
         "offload-optimizer": {"host_state_elements": 100},
+        "fsdp2-offload": {"host_state_elements": 900, "sharded_parameters": 9, "group_ranks": 1},
         "dataparallel": {"replicas": 2, "ranks": 4},
         "ddp": {"ranks": 4, "group_ranks": 2, "collective_bytes": {"all_reduce": 10**9}},
         "clip1": {"operators": {"aten.clamp": 1}, "gradient_norm": 9.0, "applied_norm": 9.0},
     }
     for name, what in partly.items():
         assert find(name)[1].proof(replace(plain, **what), plan_of(parse(name))), name
+
+
+def test_what_shards_leave_in_host_memory_is_not_held_against_another_axis():
+    seen = replace(counters_of("baseline"), **ON_A_DEVICE, host_state_elements=1000)
+    on_device = find("on-device")[1].proof
+    assert on_device(seen, plan_of(parse("fsdp2-offload"))) is None
+    assert on_device(seen, plan_of(parse("fsdp2")))

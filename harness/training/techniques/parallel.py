@@ -224,6 +224,14 @@ def _proof_fsdp(*, reshard: bool) -> Callable[[Counters, Plan], str | None]:
     return proof
 
 
+def _proof_fsdp_offload(counters: Counters, plan: Plan) -> str | None:
+    """Seen in what the optimizer keeps; of one that keeps nothing only the shards are."""
+    on_host, kept = counters.host_state_elements, sum(counters.state_elements.values())
+    if on_host < kept:
+        return f"{on_host} of {kept} elements of optimizer state were in host memory"
+    return _proof_fsdp(reshard=True)(counters, plan)
+
+
 def _refuses_segments(workload: Workload, case: Case) -> str | None:
     if case.combination.techniques.get("checkpointing") != "ckpt-sqrt":
         return None
@@ -238,6 +246,16 @@ def _needs_a_device(case: Case, machine: Mapping[str, Any]) -> str | None:
     return None
 
 
+# `_MultiDeviceReplicator` in torch/amp/grad_scaler.py: a copy to pinned memory, and no wait.
+def _refuses_scaling_on_the_host(workload: Workload, case: Case) -> str | None:
+    if case.combination.techniques.get("precision") == "fp16":
+        return (
+            "fsdp2-offload with fp16: torch's gradient scaler does not wait for the copy of its "
+            "scale to the host, where gradients are unscaled; choose bf16"
+        )
+    return _refuses_segments(workload, case)
+
+
 def _fsdp(
     name: str, about: str, *, also: tuple[str, ...] = (), reshard: bool, offload: bool = False
 ) -> Technique:
@@ -248,9 +266,9 @@ def _fsdp(
         plan=lambda plan: replace(plan, distributed=True, shards=True, offloads=offload),
         model=_sharded(reshard_after_forward=reshard, offload=offload),
         loop=_scatter_with_the_last(reshard=reshard),
-        proof=_proof_fsdp(reshard=reshard),
+        proof=_proof_fsdp_offload if offload else _proof_fsdp(reshard=reshard),
         unsupported=_needs_a_device if offload else lambda case, machine: None,
-        refuses=_refuses_segments,
+        refuses=_refuses_scaling_on_the_host if offload else _refuses_segments,
         tolerance=_same_unless_batch_dependent,
     )
 
