@@ -24,8 +24,10 @@ SCALED = 1.01
 def _float32_products(tf32: bool) -> Any:
     def set_backends(model: nn.Module, site: Site) -> nn.Module:
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
-        # cuDNN's older switch leaves these two to inherit what somebody else has set.
         cudnn: Any = torch.backends.cudnn
+        # The older switch first: torch refuses to read it, or to enter `cudnn.flags`, where it is
+        # not what the newer two say; set to False it leaves them to inherit what somebody else set.
+        cudnn.allow_tf32 = tf32
         cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "tf32" if tf32 else "ieee"
         return model
 
