@@ -27,9 +27,9 @@ class Counters(Jsonable):
             (2 per multiply-add, causal attention counted in full: torch's own convention).
         matmul_flops: the same of forward and backward matrix products and attention, by the type
             of their inputs, `{"bfloat16": …}`.
-        matmul_error: largest relative error against float64 of the first float32 matrix product
-            and the first float32 convolution; about 1e-7 for true float32 and 3e-4 for TF32; None
-            where neither ran.
+        matmul_error: largest relative error against float64 of the first 8 float32 matrix products,
+            the first 8 with a sum (biases), and the first 8 convolutions; about 1e-7 for true
+            float32 and 3e-4 for TF32; None where none ran.
         operators: dispatched operators by name.
         saved_bytes: distinct bytes alive at the end of a forward pass because the backward pass
             needs them (parameters and inputs not counted); the largest micro-batch.
