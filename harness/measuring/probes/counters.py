@@ -7,6 +7,7 @@ time, so its step is never a timed one.
 from __future__ import annotations
 
 import math
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -129,17 +130,23 @@ class _Operators(TorchDispatchMode):
         self.saved_bytes = 0
         self.saved_host_bytes = 0
         self._made: dict[int, tuple[StorageWeakRef, int, str]] | None = None
+        # DataParallel's replicas run in threads beside each other, forward and backward.
+        self._one_thread = threading.Lock()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        with self._one_thread:
+            self._note(func, args, kwargs or {}, result)
+        return result
+
+    def _note(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         self.names[str(func._overloadpacket)] += 1
         if is_product(func):
-            self._product(func, args, kwargs or {}, result)
+            self._product(func, args, kwargs, result)
         if func.namespace in ("c10d", "_c10d_functional"):
             self._collective(func, (args, kwargs, result))
         if self._made is not None:
             self._note_made(self._made, (args, kwargs), result)
-        return result
 
     @staticmethod
     def _note_made(made: dict[int, Any], given: Any, result: Any) -> None:
