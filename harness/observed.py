@@ -27,6 +27,8 @@ class Counters(Jsonable):
             (2 per multiply-add, causal attention counted in full: torch's own convention).
         matmul_flops: the same of forward and backward matrix products and attention, by the type
             of their inputs, `{"bfloat16": …}`.
+        batched_flops: those of them of batched products, which attention is made of where no kernel
+            fuses it.
         matmul_error: largest relative error against float64 of the first 8 float32 matrix products,
             the first 8 with a sum (biases), and the first 8 convolutions; about 1e-7 for true
             float32 and 3e-4 for TF32; None where none ran.
@@ -78,6 +80,7 @@ class Counters(Jsonable):
     recomputed_blocks: tuple[int, ...]
     recomputed_products: int
     loss_scale: float
+    batched_flops: Mapping[str, int] = field(default_factory=dict)
     shares: float = 1.0
     parameters_changed: bool = True
     loader_processes: int = 0

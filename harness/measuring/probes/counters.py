@@ -28,7 +28,7 @@ from harness.measuring.probes.memory import local, plain_tensors
 from harness.measuring.probes.parity import whole_norm
 from harness.measuring.probes.rounding import Rounding
 from harness.observed import Counters
-from harness.training.products import flops, is_product
+from harness.training.products import flops, is_batched, is_product
 from harness.training.types import Batch, Loop
 
 # How the names of torch's operators begin, by the kind of collective that they run.
@@ -85,6 +85,7 @@ def count(loop: Loop, step: Callable[[Loop], None], **known: Any) -> Counters:
         parameters_changed=_checksums(loop.model) != before or loop.loss_scale() < scale,
         flops=operators.flops,
         matmul_flops=dict(operators.matmul_flops),
+        batched_flops=dict(operators.batched_flops),
         matmul_error=operators.rounding.worst,
         operators=dict(sorted(operators.names.items())),
         saved_bytes=operators.saved_bytes,
@@ -121,6 +122,7 @@ class _Operators(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.names: Counter[str] = Counter()
         self.matmul_flops: Counter[str] = Counter()
+        self.batched_flops: Counter[str] = Counter()
         self.collective_calls: Counter[str] = Counter()
         self.collective_bytes: Counter[str] = Counter()
         self.devices: set[torch.device] = set()  # where products ran
@@ -188,7 +190,10 @@ class _Operators(TorchDispatchMode):
         self.devices.add(factors[0].device)
         # A tensor that is made of others has the type that it stands for: 8-bit codes, float32.
         kind = next(plain_tensors(factors[0])).dtype
-        self.matmul_flops[str(kind).removeprefix("torch.")] += amount
+        name = str(kind).removeprefix("torch.")
+        self.matmul_flops[name] += amount
+        if is_batched(func):
+            self.batched_flops[name] += amount
         self.recomputed_products += recomputing()
         if kind == torch.float32:
             self.rounding.look(func, args, kwargs, result)
