@@ -66,7 +66,8 @@ class Counters(Jsonable):
         zero_gradients: share of the elements of those gradients, this rank's, that are exactly 0.
         learning_rates: those of the first applied updates, of the first parameter group.
         state_elements: elements of its optimizer's state by type, step counters not counted.
-        compiled_calls: calls into compiled graphs, in a step that was not forced to be eager.
+        compiled_calls: calls into compiled graphs, those of the loss left out, in a step that was
+            not forced to be eager.
     """
 
     forwards: int
