@@ -28,9 +28,11 @@ class Counters(Jsonable):
             (2 per multiply-add, causal attention counted in full: torch's own convention).
         matmul_flops: the same of forward and backward matrix products and attention, by the type
             of their inputs, `{"bfloat16": …}`.
-        matmul_error: largest relative error against float64 of the first float32 matrix product
-            and the first float32 convolution; about 1e-7 for true float32 and 3e-4 for TF32; None
-            where neither ran.
+        batched_flops: those of them of batched products, which attention is made of where no kernel
+            fuses it.
+        matmul_error: largest relative error against float64 of the first 8 float32 matrix products,
+            the first 8 with a sum (biases), and the first 8 convolutions; about 1e-7 for true
+            float32 and 3e-4 for TF32; None where none ran.
         operators: dispatched operators by name.
         saved_bytes: distinct bytes alive at the end of a forward pass because the backward pass
             needs them (parameters and inputs not counted); the largest micro-batch.
@@ -67,7 +69,8 @@ class Counters(Jsonable):
         zero_gradients: share of the elements of those gradients, this rank's, that are exactly 0.
         learning_rates: those of the first applied updates, of the first parameter group.
         state_elements: elements of its optimizer's state by type, step counters not counted.
-        compiled_calls: calls into compiled graphs, in a step that was not forced to be eager.
+        compiled_calls: calls into compiled graphs, those of the loss left out, in a step that was
+            not forced to be eager.
     """
 
     forwards: int
@@ -81,6 +84,7 @@ class Counters(Jsonable):
     recomputed_blocks: tuple[int, ...]
     recomputed_products: int
     loss_scale: float
+    batched_flops: Mapping[str, int] = field(default_factory=dict)
     shares: float = 1.0
     parameters_changed: bool = True
     loader_processes: int = 0

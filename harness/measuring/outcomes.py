@@ -9,11 +9,16 @@ import torch
 from harness.core import Outcome, Phase
 from harness.measuring.launch import brief_traceback, one_line
 
-# What torch raises as a plain RuntimeError: its CPU allocator, the driver, cuBLAS and cuDNN.
+# What torch raises as a plain RuntimeError: its CPU allocator, the driver, cuBLAS and cuDNN. Its
+# compiler wraps what a kernel raised, and Triton has words of its own.
 OUT_OF_MEMORY = (
     "can't allocate memory",
+    "CUDA out of memory",
     "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "Triton Error [CUDA]: out of memory",
     "STATUS_ALLOC_FAILED",
+    "ALLOCATION_FAILED",  # cuDNN 9's, of host and device
     "Cuda failure 2 'out of memory'",  # NCCL's
 )
 

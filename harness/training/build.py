@@ -1,4 +1,4 @@
-"""Builds the loop of a case: all plans, then all models, then all optimizers, then all loops."""
+"""Builds a case's loop: all plans, then all models, losses, optimizers, and last all loops."""
 
 from __future__ import annotations
 
@@ -73,12 +73,15 @@ def build(
         model = technique.model(model, site)
         if model is whole:  # a block may be a layer that was replaced
             blocks = workload.blocks(model)
-    make_optimizer = workload.optimizer
+    loss, make_optimizer = workload.loss, workload.optimizer
+    for technique in techniques:
+        loss = technique.loss(loss, site) if loss else None
     for technique in techniques:
         make_optimizer = technique.optimizer(make_optimizer, site)
     # What is frozen has no gradient: some optimizers would refuse it, or hold state for it.
     trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
-    loop = replace(plain_loop(model, make_optimizer(trained), site), blocks=blocks)
+    with_loss = replace(site, workload=replace(workload, loss=loss))
+    loop = replace(plain_loop(model, make_optimizer(trained), with_loss), blocks=blocks)
     for technique in techniques:
         loop = technique.loop(loop, site)
     return loop, site

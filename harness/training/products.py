@@ -38,6 +38,11 @@ def is_product(operator: Any) -> bool:
     return packet in _CPU_ATTENTION or packet in flop_registry
 
 
+def is_batched(operator: Any) -> bool:
+    """Whether it is many small products in one, of which attention is made that no kernel fuses."""
+    return operator._overloadpacket in (torch.ops.aten.bmm, torch.ops.aten.baddbmm)
+
+
 def flops(operator: Any, arguments: tuple[Any, ...], named: dict[str, Any], result: Any) -> int:
     """Floating-point operations of one call (2 per multiply-add); 0 if it is not a product."""
     packet = operator._overloadpacket

@@ -1,8 +1,8 @@
 """The types that a technique and a workload are written in.
 
-A technique says what it changes of four things, each left as it is by default: the plan (data about
-the loop), the model, the optimizer's constructor, and the built loop. `build` runs all plans, then
-all models, then all optimizers, then all loops.
+A technique says what it changes of five things, each left as it is by default: the plan (data about
+the loop), the model, the loss where it is not the model's own, the optimizer's constructor, and the
+built loop. `build` runs all plans, then all models, and so on.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from harness.core import Case
 from harness.observed import Counters
 
 MakeOptimizer = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
+Loss = Callable[[Any, Any], Tensor]  # (output, targets) -> scalar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +90,7 @@ class Workload:
 
     model: Callable[[], nn.Module]
     dataset: Callable[[], Dataset[Any]]
-    loss: Callable[[Any, Any], Tensor] | None
+    loss: Loss | None
     global_batch: int
     call: Callable[[nn.Module, Any], Any] = lambda model, inputs: model(inputs)
     loss_terms: Callable[[Any], int] = _first_dimension
@@ -209,6 +210,7 @@ class Technique:
     proof: Callable[[Counters, Plan], str | None]
     plan: Callable[[Plan], Plan] = lambda plan: plan
     model: Callable[[nn.Module, Site], nn.Module] = lambda model, site: model
+    loss: Callable[[Loss, Site], Loss] = lambda loss, site: loss
     optimizer: Callable[[MakeOptimizer, Site], MakeOptimizer] = lambda make, site: make
     loop: Callable[[Loop, Site], Loop] = lambda loop, site: loop
     unsupported: Callable[[Case, Mapping[str, Any]], str | None] = _runs_anywhere

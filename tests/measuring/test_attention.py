@@ -42,6 +42,13 @@ def test_math_keeps_every_score_and_flash_none(measured):
     assert beyond_linear("sdpa-flash") == pytest.approx(0, abs=8)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_long_scores_in_32_bits_leave_precision_active(measured, precision):
+    """torch's own doing: two thirds of these products are attention's."""
+    flops = ok(measured(f"{precision}+sdpa-math", "gpt-tiny@seq=512,batch=2")).counters.matmul_flops
+    assert flops["float32"] == 2 * sum(flops.values()) // 3
+
+
 def test_what_a_machine_lacks():
     for name in ("sdpa-efficient", "sdpa-cudnn"):
         assert "needs an NVIDIA GPU" in reason(name, {"gpus": []})

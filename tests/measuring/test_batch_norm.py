@@ -2,8 +2,14 @@
 
 from dataclasses import replace
 
+import pytest
+
 from harness import stats
+from harness.core import Case
+from harness.measuring.measure import _reference
 from harness.training import step as step_module
+from harness.training.techniques import parse
+from harness.training.workloads import load
 
 
 def test_its_distance_from_the_full_batch_is_reported_without_judging(measured):
@@ -41,3 +47,18 @@ def test_dropout_draws_anew_for_each_micro_batch(measured):
     assert record.outcome.ok, record.outcome
     assert stats.loss_difference(record) > 1e-3
     assert stats.loss_difference(measured("ckpt1", "gpt-tiny@dropout=0.1")) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("combination", "held_against"),
+    [
+        ("ddp+sync-batchnorm", "ddp+sync-batchnorm"),
+        ("bf16+ddp+sync-batchnorm", "ddp+sync-batchnorm"),
+        ("zero1+sync-batchnorm", "ddp+sync-batchnorm"),
+        ("bf16+ddp", "ddp"),
+    ],
+)
+def test_shared_statistics_are_never_held_against_local_ones(combination, held_against):
+    case = Case(workload="cnn-tiny", combination=parse(combination), ranks=2)
+    reference = _reference(case, replace(load("cnn-tiny"), batch_dependent=True))
+    assert (str(reference.combination), reference.ranks) == (held_against, 2)

@@ -5,6 +5,7 @@ same of the harness. One case is compiled for real.
 """
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from harness.core import Case
 from harness.measuring.caches import cold_caches
 from harness.measuring.measure import measure
 from harness.measuring.settings import Settings
-from harness.training.techniques import compiling, parse, refused, unsupported
+from harness.training.techniques import compiling, find, parse, plan_of, refused, unsupported
+from harness.training.types import Site
 from harness.training.workloads import load
 
 GPU = {"gpus": [{"name": "H100", "capability": "9.0", "bf16": True}]}
@@ -30,13 +32,25 @@ def ok(record):
     return record.rounds[0].case
 
 
-def test_a_whole_model_is_one_graph(measured, quickly):
+def test_a_whole_model_is_one_graph_and_its_loss_another(measured, quickly):
     one = ok(measured("compile"))
     assert one.counters.compiled_calls == 1
-    assert one.compilation.graphs == 1
+    assert one.compilation.graphs == 2
     assert (one.compilation.graph_breaks, one.compilation.recompiles) == (0, 0)
     assert one.compilation.compile_s > 0
     assert one.unproved == ()
+
+
+def test_a_loss_inside_the_model_is_in_its_graph(measured, quickly):
+    one = ok(measured("compile+accum2", "tests.training.own_workloads:dictionary"))
+    assert one.counters.compiled_calls == 2
+    assert one.compilation.graphs == 1
+
+
+def test_micro_batches_of_unequal_terms_recompile_nothing(measured, quickly):
+    one = ok(measured("compile+accum4", "tests.training.own_workloads:ragged"))
+    assert one.counters.compiled_calls == 4
+    assert one.compilation.recompiles == 0
 
 
 def test_counts_are_of_the_eager_program(measured, quickly):
@@ -58,11 +72,13 @@ def test_it_composes(measured, quickly, name):
 def test_shards_are_compiled_by_block(machine, quickly):
     case = Case(workload="gpt-tiny", combination=parse("compile+fsdp2"), ranks=2)
     one = ok(measure(case, Settings(rounds=1, max_steps=3, min_steps=3), machine))
-    assert one.counters.compiled_calls >= one.counters.blocks == 2
+    assert one.counters.compiled_calls == one.counters.blocks == 2
+    assert one.compilation.graphs == 2  # of all blocks and of the loss
 
 
 def test_a_model_of_torchs_own_modules_is_compiled_too(measured, quickly):
-    ok(measured("compile", "tests.training.own_workloads:of_torchs_own_modules"))
+    one = ok(measured("compile", "tests.training.own_workloads:of_torchs_own_modules"))
+    assert one.compilation.graphs == 2  # the loss is torch's own function, too
 
 
 def test_a_graph_break_is_counted(measured, quickly):
@@ -75,7 +91,10 @@ def test_a_model_that_is_not_compiled_underneath(measured, monkeypatch):
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: None)
     record = measured("compile")
     assert record.outcome.kind == "invalid"
-    assert "compile was not active: 0 compiled graphs ran in a step" in record.outcome.reason
+    assert (
+        "compile was not active: 0 compiled graphs of the model ran in a step"
+        in record.outcome.reason
+    )
 
 
 def test_a_workload_that_compiles_itself_is_no_baseline(measured):
@@ -97,6 +116,21 @@ def test_a_compilation_in_the_window_is_no_step(measured, quickly, monkeypatch):
     record = measured("compile")
     assert record.outcome.kind == "invalid"
     assert record.outcome.reason == "a timed step was compiled"
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("compile", None), ("compile-overhead", "reduce-overhead"), ("compile-max", "max-autotune")],
+)
+def test_the_loss_is_compiled_as_the_model_is(monkeypatch, name, mode):
+    chosen = []
+    monkeypatch.setattr(torch, "compile", lambda of, **options: chosen.append(options) or of)
+    workload = load("gpt-tiny")
+    site = Site(workload=workload, plan=plan_of(parse(name)), device=torch.device("cpu"))
+    technique = find(name)[1]
+    technique.model(nn.Linear(1, 1), replace(site, workload=replace(workload, blocks=list)))
+    technique.loss(workload.loss, site)
+    assert chosen == [{"backend": "inductor", "mode": mode}] * 2
 
 
 def test_what_cuda_graphs_need():

@@ -7,6 +7,7 @@ are disabled underneath in whole measured cases are in `tests/measuring`.
 import functools
 from dataclasses import replace
 
+import pytest
 import torch
 
 from harness.measuring.probes.counters import count
@@ -102,6 +103,7 @@ def test_what_only_a_device_does_is_seen_by_its_own_counters():
     seen = {
         "offload-activations": {"saved_host_bytes": 9000},
         "offload-optimizer": {"host_state_elements": 1000},
+        "fsdp2-offload": {"host_state_elements": 1000, "sharded_parameters": 9, "group_ranks": 1},
         "dataparallel": {"replicas": 2},
         "pinned": {"pinned": True},
         "sync-batchnorm": {"operators": {"aten.batch_norm_gather_stats_with_counts": 1}},
@@ -122,9 +124,39 @@ def test_a_part_of_it_is_not_enough():
     partly = {
         "offload-activations": {"saved_host_bytes": 500},
         "offload-optimizer": {"host_state_elements": 100},
+        "fsdp2-offload": {"host_state_elements": 900, "sharded_parameters": 9, "group_ranks": 1},
         "dataparallel": {"replicas": 2, "ranks": 4},
         "ddp": {"ranks": 4, "group_ranks": 2, "collective_bytes": {"all_reduce": 10**9}},
+        "bf16": {
+            "matmul_flops": {"float32": 60, "bfloat16": 90},
+            "batched_flops": {"bfloat16": 40},
+        },
+        "fp32": {
+            "matmul_flops": {"float32": 80, "bfloat16": 20},
+            "batched_flops": {"bfloat16": 20},
+        },
         "clip1": {"operators": {"aten.clamp": 1}, "gradient_norm": 9.0, "applied_norm": 9.0},
     }
     for name, what in partly.items():
         assert find(name)[1].proof(replace(plain, **what), plan_of(parse(name))), name
+
+
+@pytest.mark.parametrize(
+    "flops",
+    [
+        {"float32": 80, "bfloat16": 20},
+        {"float32": 80, "float8_e4m3fn": 20},
+    ],
+)
+def test_attention_that_torch_computes_in_32_bits_is_not_precisions(flops):
+    seen = replace(counters_of("baseline"), matmul_flops=flops, loss_scale=1.0)
+    bf16, plan = find("bf16")[1].proof, plan_of(parse("bf16"))
+    assert bf16(replace(seen, batched_flops={"float32": 80}), plan) is None
+    assert bf16(replace(seen, batched_flops={"float32": 50}), plan)
+
+
+def test_what_shards_leave_in_host_memory_is_not_held_against_another_axis():
+    seen = replace(counters_of("baseline"), **ON_A_DEVICE, host_state_elements=1000)
+    on_device = find("on-device")[1].proof
+    assert on_device(seen, plan_of(parse("fsdp2-offload"))) is None
+    assert on_device(seen, plan_of(parse("fsdp2")))

@@ -7,6 +7,7 @@ time, so its step is never a timed one.
 from __future__ import annotations
 
 import math
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,8 +27,9 @@ from torch.utils._pytree import tree_leaves
 
 from harness.measuring.probes.memory import local, plain_tensors
 from harness.measuring.probes.parity import whole_norm
+from harness.measuring.probes.rounding import Rounding
 from harness.observed import Counters
-from harness.training.products import flops, is_product
+from harness.training.products import flops, is_batched, is_product
 from harness.training.types import Batch, Loop
 
 # How the names of torch's operators begin, by the kind of collective that they run.
@@ -38,8 +40,6 @@ _COLLECTIVES = {
     "broadcast": ("broadcast",),
     "all_to_all": ("alltoall", "all_to_all"),
 }
-# Rows and columns of a product that are computed again in float64: enough for an error.
-CHECKED = 128
 
 
 def count(loop: Loop, step: Callable[[Loop], None], **known: Any) -> Counters:
@@ -87,7 +87,8 @@ def count(loop: Loop, step: Callable[[Loop], None], **known: Any) -> Counters:
         parameters_changed=_checksums(loop.model) != before or loop.loss_scale() < scale,
         flops=operators.flops,
         matmul_flops=dict(operators.matmul_flops),
-        matmul_error=operators.matmul_error(),
+        batched_flops=dict(operators.batched_flops),
+        matmul_error=operators.rounding.worst,
         operators=dict(sorted(operators.names.items())),
         saved_bytes=operators.saved_bytes,
         saved_host_bytes=operators.saved_host_bytes,
@@ -125,26 +126,33 @@ class _Operators(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.names: Counter[str] = Counter()
         self.matmul_flops: Counter[str] = Counter()
+        self.batched_flops: Counter[str] = Counter()
         self.collective_calls: Counter[str] = Counter()
         self.collective_bytes: Counter[str] = Counter()
         self.devices: set[torch.device] = set()  # where products ran
         self.flops = 0
-        self._errors: dict[str, float] = {}
+        self.rounding = Rounding()
         self.recomputed_products = 0
         self.saved_bytes = 0
         self.saved_host_bytes = 0
         self._made: dict[int, tuple[StorageWeakRef, int, str]] | None = None
+        # DataParallel's replicas run in threads beside each other, forward and backward.
+        self._one_thread = threading.Lock()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        with self._one_thread:
+            self._note(func, args, kwargs or {}, result)
+        return result
+
+    def _note(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         self.names[str(func._overloadpacket)] += 1
         if is_product(func):
-            self._product(func, args, kwargs or {}, result)
+            self._product(func, args, kwargs, result)
         if func.namespace in ("c10d", "_c10d_functional"):
             self._collective(func, (args, kwargs, result))
         if self._made is not None:
             self._note_made(self._made, (args, kwargs), result)
-        return result
 
     @staticmethod
     def _note_made(made: dict[int, Any], given: Any, result: Any) -> None:
@@ -186,15 +194,13 @@ class _Operators(TorchDispatchMode):
         self.devices.add(factors[0].device)
         # A tensor that is made of others has the type that it stands for: 8-bit codes, float32.
         kind = next(plain_tensors(factors[0])).dtype
-        self.matmul_flops[str(kind).removeprefix("torch.")] += amount
+        name = str(kind).removeprefix("torch.")
+        self.matmul_flops[name] += amount
+        if is_batched(func):
+            self.batched_flops[name] += amount
         self.recomputed_products += recomputing()
-        if kind == torch.float32 and func in _EXACT and str(func) not in self._errors:
-            error = _EXACT[func](args, result)
-            if not math.isnan(error):  # a product of zeros tells nothing
-                self._errors[str(func)] = error
-
-    def matmul_error(self) -> float | None:
-        return max(self._errors.values(), default=None)
+        if kind == torch.float32:
+            self.rounding.look(func, args, kwargs, result)
 
     @property
     def _on_a_device(self) -> bool:
@@ -331,26 +337,3 @@ def _is_side(part: Any) -> bool:
 def _payload_bytes(side: Any) -> int:
     tensors = (leaf for leaf in tree_leaves(side) if isinstance(leaf, Tensor))
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _error(result: Tensor, exact: Tensor) -> float:
-    return float((result.double() - exact).norm() / exact.norm())
-
-
-def _error_of_product(arguments: Any, result: Tensor) -> float:
-    left, right = arguments[0][:CHECKED], arguments[1][:, :CHECKED]
-    return _error(result[:CHECKED, :CHECKED], left.double() @ right.double())
-
-
-def _error_of_convolution(arguments: Any, result: Tensor) -> float:
-    image, weight, bias, *options = arguments
-    exact = torch.ops.aten.convolution.default(
-        image[:1].double(), weight.double(), bias if bias is None else bias.double(), *options
-    )
-    return _error(result[:1], exact)
-
-
-_EXACT: dict[Any, Callable[[Any, Tensor], float]] = {
-    torch.ops.aten.mm.default: _error_of_product,
-    torch.ops.aten.convolution.default: _error_of_convolution,
-}

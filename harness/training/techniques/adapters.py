@@ -45,9 +45,10 @@ def _inject(model: nn.Module, rank: int, layers: list[str], seed: int) -> None:
         from peft import LoraConfig, inject_adapter_in_model
 
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=layers)
-        # Every rank draws the same adapters, and draws after them as if there were none.
+        # Every rank draws the same adapters, and draws after them as if there were none. peft makes
+        # them on the CPU; `torch.manual_seed` would seed the device's generator for good.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             inject_adapter_in_model(config, model)
 
 

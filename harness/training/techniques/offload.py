@@ -57,13 +57,16 @@ def _proof_on_device(counters: Counters, plan: Plan) -> str | None:
     # A workload's own scalars may live on the host, as those of some optimizers do.
     if _proof_activations(counters, plan) is None:
         return f"{counters.saved_host_bytes} bytes were saved in host memory"
-    if _proof_state(counters, plan) is None:
+    if not plan.offloads and _proof_state(counters, plan) is None:
         return f"{counters.host_state_elements} elements of optimizer state were in host memory"
     return None
 
 
 def _refuses_with_state(workload: Workload, case: Case) -> str | None:
-    """Gradients are copied to the host as backward makes them: before anybody else sees them."""
+    """Gradients are copied to the host as backward makes them: before anybody else sees them.
+
+    Each parameter, and all small ones together, are updated by an optimizer of their own.
+    """
     chosen = case.combination.techniques
     if chosen.get("precision") == "fp16":
         return "offload-optimizer updates from scaled gradients: choose bf16"
@@ -71,6 +74,12 @@ def _refuses_with_state(workload: Workload, case: Case) -> str | None:
         return "offload-optimizer copies gradients before they are clipped: leave clipping out"
     if "parallel" in chosen:
         return "offload-optimizer is for one GPU (torchao): choose fsdp2-offload for several"
+    if (optimizer := chosen.get("optimizer", "")).startswith("adam8bit"):
+        return (
+            f"offload-optimizer with {optimizer}: torchao gives the tensors of fewer than 4096 "
+            "elements an optimizer of their own, which has nothing to keep in 8 bits; choose "
+            "adamw-fused"
+        )
     return None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -23,11 +23,11 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from harness.core import Case
 from harness.machine import device_type
 from harness.observed import Counters
+from harness.training.threads import DataParallel
 from harness.training.types import (
     Axis,
     Loop,
@@ -240,6 +240,14 @@ def _proof_fsdp(*, reshard: bool) -> Callable[[Counters, Plan], str | None]:
     return proof
 
 
+def _proof_fsdp_offload(counters: Counters, plan: Plan) -> str | None:
+    """Seen in what the optimizer keeps; of one that keeps nothing only the shards are."""
+    on_host, kept = counters.host_state_elements, sum(counters.state_elements.values())
+    if on_host < kept:
+        return f"{on_host} of {kept} elements of optimizer state were in host memory"
+    return _proof_fsdp(reshard=True)(counters, plan)
+
+
 def _refuses_segments(workload: Workload, case: Case) -> str | None:
     if case.combination.techniques.get("checkpointing") != "ckpt-sqrt":
         return None
@@ -254,6 +262,16 @@ def _needs_a_device(case: Case, machine: Mapping[str, Any]) -> str | None:
     return None
 
 
+# `_MultiDeviceReplicator` in torch/amp/grad_scaler.py: a copy to pinned memory, and no wait.
+def _refuses_scaling_on_the_host(workload: Workload, case: Case) -> str | None:
+    if case.combination.techniques.get("precision") == "fp16":
+        return (
+            "fsdp2-offload with fp16: torch's gradient scaler does not wait for the copy of its "
+            "scale to the host, where gradients are unscaled; choose bf16"
+        )
+    return _refuses_segments(workload, case)
+
+
 def _fsdp(
     name: str, about: str, *, also: tuple[str, ...] = (), reshard: bool, offload: bool = False
 ) -> Technique:
@@ -264,9 +282,9 @@ def _fsdp(
         plan=lambda plan: replace(plan, distributed=True, shards=True, offloads=offload),
         model=_sharded(reshard_after_forward=reshard, offload=offload),
         loop=_scatter_with_the_last(reshard=reshard),
-        proof=_proof_fsdp(reshard=reshard),
+        proof=_proof_fsdp_offload if offload else _proof_fsdp(reshard=reshard),
         unsupported=_needs_a_device if offload else lambda case, machine: None,
-        refuses=_refuses_segments,
+        refuses=_refuses_scaling_on_the_host if offload else _refuses_segments,
         tolerance=_same_unless_batch_dependent,
     )
 
@@ -274,35 +292,8 @@ def _fsdp(
 # --- DataParallel --------------------------------------------------------------------------------
 
 
-class _Threads(nn.DataParallel[Any]):
-    """torch's DataParallel, whose threads see what the thread that started them does.
-
-    By itself a replica's thread computes in float16 whatever autocast's type is, and nothing that
-    watches operators sees it.
-    """
-
-    autocast: torch.dtype | None = None
-
-    def parallel_apply(self, replicas: Any, inputs: Any, kwargs: Any) -> list[Any]:
-        modes = _get_current_dispatch_mode_stack()
-
-        def within(replica: Callable[..., Any]) -> Callable[..., Any]:
-            def run(*arguments: Any, **named: Any) -> Any:
-                with ExitStack() as stack:
-                    for mode in modes:
-                        stack.enter_context(mode)
-                    stack.enter_context(
-                        torch.autocast("cuda", self.autocast, enabled=self.autocast is not None)
-                    )
-                    return replica(*arguments, **named)
-
-            return run
-
-        return super().parallel_apply([within(one) for one in replicas], inputs, kwargs)
-
-
 def _in_threads(model: nn.Module, site: Site) -> nn.Module:
-    wrapped = _Threads(model, device_ids=list(range(site.ranks)))
+    wrapped = DataParallel(model, device_ids=list(range(site.ranks)))
     wrapped.autocast = site.plan.autocast
     return wrapped
 
@@ -318,10 +309,24 @@ def _needs_two_gpus(case: Case, machine: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _refuses_a_loss_inside(workload: Workload, case: Case) -> str | None:
-    if workload.loss is not None:
-        return None
-    return f"dataparallel gathers outputs, and {workload.name}'s model returns its loss: choose ddp"
+def _refuses_threads(workload: Workload, case: Case) -> str | None:
+    chosen = case.combination.techniques
+    if workload.loss is None:
+        return (
+            f"dataparallel gathers outputs, and {workload.name}'s model returns its loss: "
+            "choose ddp"
+        )
+    if name := chosen.get("checkpointing"):
+        return (
+            f"dataparallel with {name}: checkpointing holds on to the blocks themselves, and it is "
+            "copies of them that run; choose ddp"
+        )
+    if chosen.get("offload") == "offload-activations":
+        return (
+            "dataparallel with offload-activations: torch offloads what one thread saves, and the "
+            "replicas run in threads of their own; choose ddp"
+        )
+    return None
 
 
 def _proof_threads(counters: Counters, plan: Plan) -> str | None:
@@ -357,7 +362,7 @@ PARALLEL = Axis(
             model=_in_threads,
             proof=_proof_threads,
             unsupported=_needs_two_gpus,
-            refuses=_refuses_a_loss_inside,
+            refuses=_refuses_threads,
             tolerance=_same_unless_batch_dependent,
         ),
         _ddp("ddp", "every rank holds the model; gradients are all-reduced, once a step"),
