@@ -25,7 +25,11 @@ def _updated_on_the_host(make: MakeOptimizer, site: Site) -> MakeOptimizer:
         from torchao.optim import CPUOffloadOptimizer
 
         # It makes one optimizer for each parameter, of the same kind.
-        return CPUOffloadOptimizer(list(parameters), optimizer_class=make)
+        optimizer = CPUOffloadOptimizer(list(parameters), optimizer_class=make)
+        if optimizer.d_opt is not None:
+            # Else a schedule would set the rates of the groups that this one was made from.
+            optimizer.d_param_groups = optimizer.d_opt.param_groups
+        return optimizer
 
     return offloaded
 
