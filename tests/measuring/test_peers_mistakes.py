@@ -1,7 +1,7 @@
 """What other benchmarks were seen to get wrong, each planted here and measured for real.
 
 Beside these: unsynchronized timing (`test_probes.py`, the marks), utilization against the wrong
-peak (`tests/report/test_tables.py`), a median that hides loading (`tests/test_stats.py`).
+peak (`tests/report/test_gpu_figures.py`), a median that hides loading (`tests/test_stats.py`).
 """
 
 import time

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from harness.core import Calibration, Combination, Outcome
-from harness.observed import Communication, DeviceState, Rank
+from harness.core import Calibration, Outcome
+from harness.observed import Communication
 from harness.report import formats, tables
 from harness.stats import Estimate
 from tests.synthetic import MACHINE, MIB, WORKLOAD, case, measurement, record, run, run_file
@@ -274,17 +274,6 @@ def test_the_step_budget_adds_up_to_the_step():
     assert below[4].split() == ["bf16", "10.0", "50.0", "90.0", "50.0", "0", "0"]
 
 
-def test_the_gpus_state_and_the_energy_of_a_step():
-    state = DeviceState(
-        samples=9, clock_mhz=1980, lowest_clock_mhz=1900, temperature_c=71, power_w=650.0,
-        throttle_reasons=("power cap",), foreign_processes=None,
-    )  # fmt: skip
-    hot = replace(BASELINE, device=state)
-    file = run_file([record(case("bf16"), [(hot, BASELINE)])])
-    row = tables.terminal(file).split("clock limited by")[1].splitlines()[2]
-    assert row.split() == ["bf16", "65.0", "650", "1,980", "71.0", "power", "cap"]
-
-
 def test_rounds_set_aside_are_told():
     loud = measurement([0.1], disturbances=["steal 12%"])
     file = run_file([record(case("bf16"), [*[(FASTER, BASELINE)] * 2, (loud, BASELINE)])])
@@ -328,81 +317,3 @@ def test_what_is_trained_and_kept_for_it_is_shown_where_it_differs():
     assert lora[-2:] == ["0.050x", "0.50%"]
     assert tables.STATE_LEGEND in text
     assert "trained" not in tables.terminal(run_file([record(case("bf16"), [(whole, whole)])]))
-
-
-def on_gpu(name, combination="bf16", **changes):
-    """One case of 2e12 operations, that computes a third of them again, in 10 ms."""
-    useful = replace(BASELINE, counters=replace(BASELINE.counters, flops=2 * 10**12))
-    again = measurement([0.01])
-    again = replace(again, counters=replace(again.counters, flops=3 * 10**12))
-    of = replace(case(combination), **changes)
-    return run_file(
-        [record(of, [(again, useful)])], run(machine=MACHINE | {"gpus": [{"name": name}]})
-    )
-
-
-def utilization_of(file):
-    return tables.as_json(file)["tables"][0]["rows"][1]["figures"]["utilization"]
-
-
-def test_utilization_is_of_useful_operations_against_the_peak_of_the_type():
-    assert utilization_of(on_gpu("NVIDIA H200")) == pytest.approx(200 / 989.4)
-    assert utilization_of(on_gpu("NVIDIA H200", "tf32")) == pytest.approx(200 / 494.7)
-    assert utilization_of(on_gpu("NVIDIA H200", ranks=2)) == pytest.approx(100 / 989.4)
-    grown = on_gpu("NVIDIA H200", ranks=2, batch_factor=2)
-    assert utilization_of(grown) == pytest.approx(200 / 989.4)
-    text = tables.terminal(on_gpu("NVIDIA H200"))
-    assert "20.2%" in text
-    assert "dense peak of the NVIDIA H200 by its data sheet, in TFLOP/s: fp32 67" in text
-
-
-@pytest.mark.parametrize("name", ["NVIDIA H200 NVL", "NVIDIA H100 PCIe", "Radeon"])
-def test_unknown_hardware_has_no_utilization(name):
-    assert utilization_of(on_gpu(name)) is None
-    assert "MFU" not in tables.terminal(on_gpu(name))
-
-
-def test_a_type_without_a_peak_has_no_utilization():
-    assert utilization_of(on_gpu("Tesla V100-SXM2-16GB", "tf32")) is None
-
-
-def test_what_a_case_need_not_compute_is_no_use():
-    """Frozen weights have no gradients: the baseline's products of them are not of its step."""
-    base = replace(BASELINE, counters=replace(BASELINE.counters, flops=3 * 10**12))
-    frozen = measurement([0.01])
-    frozen = replace(frozen, counters=replace(frozen.counters, flops=2 * 10**12))
-    header = run(machine=MACHINE | {"gpus": [{"name": "NVIDIA H200"}]})
-    assert utilization_of(run_file([record(case("bf16"), [(frozen, base)])], header)) == (
-        pytest.approx(200 / 989.4)
-    )
-
-
-def test_quantized_layers_have_a_peak_that_is_not_in_the_list():
-    file = on_gpu("NVIDIA H200", combination="bf16")
-    combination = Combination({"precision": "bf16", "quantization": "fp8"})
-    of = replace(file.records[0].case, combination=combination)
-    file.records[0] = replace(file.records[0], case=of)
-    assert utilization_of(file) is None
-
-
-def test_the_energy_of_a_step_is_that_of_all_ranks():
-    state = DeviceState(
-        samples=9, clock_mhz=1980, lowest_clock_mhz=1900, temperature_c=71, power_w=600.0,
-        throttle_reasons=(), foreign_processes=None,
-    )  # fmt: skip
-    ranks = [
-        Rank(
-            window_s=1.0,
-            memory=BASELINE.memory,
-            collective_calls={},
-            collective_bytes={},
-            device=replace(state, power_w=power_w),
-        )
-        for power_w in (600.0, 400.0)
-    ]
-    hot = replace(BASELINE, device=state, ranks=tuple(ranks))
-    [_, row] = tables.as_json(run_file([record(case("bf16"), [(hot, BASELINE)])]))["tables"][0][
-        "rows"
-    ]
-    assert row["figures"]["device"]["power_w"] == 1000.0
-    assert row["figures"]["device"]["energy_j"] == pytest.approx(100.0)

@@ -28,6 +28,7 @@ WITHOUT = {"sdpa-flash": "sdpa-math", "adamw-fused": "adamw-loop"}
 BESIDE = {"prefetch4": "workers2", "persistent": "workers2"}
 LOADED = {"loader_processes": 2, "batches_ahead": 4}
 ON_A_DEVICE = {"saved_bytes": 1000, "state_elements": {"float32": 1000}, "ranks": 2}
+SHARDED_ALONE = {"sharded_parameters": 9, "group_ranks": 1, "ranks": 1}
 # What is observed where a baseline was not left alone. The rest is seen in a real step.
 OTHERWISE = {
     "local-batchnorm": {"operators": {"aten.batch_norm_gather_stats_with_counts": 1}},
@@ -103,7 +104,7 @@ def test_what_only_a_device_does_is_seen_by_its_own_counters():
     seen = {
         "offload-activations": {"saved_host_bytes": 9000},
         "offload-optimizer": {"host_state_elements": 1000},
-        "fsdp2-offload": {"host_state_elements": 1000, "sharded_parameters": 9, "group_ranks": 1},
+        "fsdp2-offload": {"host_state_elements": 1000, **SHARDED_ALONE},
         "dataparallel": {"replicas": 2},
         "pinned": {"pinned": True},
         "sync-batchnorm": {"operators": {"aten.batch_norm_gather_stats_with_counts": 1}},
@@ -124,7 +125,7 @@ def test_a_part_of_it_is_not_enough():
     partly = {
         "offload-activations": {"saved_host_bytes": 500},
         "offload-optimizer": {"host_state_elements": 100},
-        "fsdp2-offload": {"host_state_elements": 900, "sharded_parameters": 9, "group_ranks": 1},
+        "fsdp2-offload": {"host_state_elements": 900, **SHARDED_ALONE},
         "dataparallel": {"replicas": 2, "ranks": 4},
         "ddp": {"ranks": 4, "group_ranks": 2, "collective_bytes": {"all_reduce": 10**9}},
         "bf16": {

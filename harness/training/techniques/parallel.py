@@ -26,13 +26,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from harness.core import Case
 from harness.machine import device_type
-from harness.observed import Counters
+from harness.training import exchange
 from harness.training.threads import DataParallel
 from harness.training.types import (
     Axis,
     Loop,
     MakeOptimizer,
-    Plan,
     Site,
     Technique,
     Unsupported,
@@ -51,21 +50,6 @@ def _refuses_ranks(workload: Workload, case: Case) -> str | None:
     if case.ranks == 1:
         return None
     return f"{case.ranks} ranks need a data-parallel technique: choose ddp, zero1, fsdp2, …"
-
-
-def _proof_single(counters: Counters, plan: Plan) -> str | None:
-    ran = sum(counters.collective_calls.values())
-    return f"{ran} collectives ran in a process that should be alone" if ran else None
-
-
-def _not_all(counters: Counters, kind: str) -> str | None:
-    """Why not all ranks had every trained parameter in that kind of collective, or None."""
-    if counters.group_ranks != counters.ranks:
-        return f"{counters.group_ranks} ranks were in the group, not {counters.ranks}"
-    moved, trained = counters.collective_bytes.get(kind, 0), counters.trained_bytes
-    if moved >= trained:
-        return None
-    return f"{kind} moved {moved} bytes in a step, not all {trained} of what is trained"
 
 
 # --- DistributedDataParallel ---------------------------------------------------------------------
@@ -90,26 +74,6 @@ def _reduce_with_the_last(loop: Loop, site: Site) -> Loop:
     return replace(loop, around=(*loop.around, around))
 
 
-def _proof_replicated(
-    *, bucket_view: bool = False, static_graph: bool = False
-) -> Callable[[Counters, Plan], str | None]:
-    def proof(counters: Counters, plan: Plan) -> str | None:
-        if bool(counters.bucketed_gradients) != bucket_view:
-            return f"{counters.bucketed_gradients} gradients lay in DDP's buckets"
-        if counters.static_graph != static_graph:
-            return f"its graph was {'taken' if counters.static_graph else 'not taken'} for static"
-        return _proof_reduced(counters, plan)
-
-    return proof
-
-
-def _proof_reduced(counters: Counters, plan: Plan) -> str | None:
-    moved = counters.collective_bytes.get("all_reduce", 0)
-    if plan.micro_batches > 1 and moved >= plan.micro_batches * counters.trained_bytes:
-        return "gradients were reduced with every micro-batch, not once a step"
-    return _not_all(counters, "all_reduce")
-
-
 def _refuses_accumulation(workload: Workload, case: Case) -> str | None:
     if "accumulation" not in case.combination.techniques:
         return None
@@ -123,7 +87,7 @@ def _ddp(name: str, about: str, **options: Any) -> Technique:
         plan=lambda plan: replace(plan, distributed=True),
         model=_replicated(**options),
         loop=_reduce_with_the_last,
-        proof=_proof_replicated(
+        proof=exchange.proof_replicated(
             bucket_view=options.get("gradient_as_bucket_view", False),
             static_graph=options.get("static_graph", False),
         ),
@@ -152,10 +116,6 @@ def _sharded_optimizer(make: MakeOptimizer, site: Site) -> MakeOptimizer:
         return optimizer
 
     return lambda parameters: ZeroRedundancyOptimizer(parameters, optimizer_class=make_on_shard)  # type: ignore[arg-type]
-
-
-def _proof_zero1(counters: Counters, plan: Plan) -> str | None:
-    return _proof_reduced(counters, plan) or _not_all(counters, "broadcast")
 
 
 # --- FSDP2: ZeRO stages 2 and 3 ------------------------------------------------------------------
@@ -216,38 +176,6 @@ def _scatter_with_the_last(*, reshard: bool) -> Callable[[Loop, Site], Loop]:
     return edit
 
 
-def _proof_fsdp(*, reshard: bool) -> Callable[[Counters, Plan], str | None]:
-    """Blocks are gathered for every forward and backward, or once a step unless resharded."""
-
-    def proof(counters: Counters, plan: Plan) -> str | None:
-        if counters.sharded_parameters == 0:
-            return "no parameter was sharded"
-        if counters.group_ranks == 1:  # nothing to gather from
-            return None
-        gathered = counters.collective_calls.get("all_gather", 0)
-        # Frozen blocks before the first trained one are not in the backward pass; the root is a
-        # group too where it has parameters of its own.
-        groups, trained = max(1, counters.blocks), max(1, counters.trained_blocks)
-        least = plan.micro_batches * (groups + trained) if reshard else groups
-        most = None if reshard else counters.blocks + 1
-        if gathered < least or (most is not None and gathered > most):
-            return f"{gathered} all-gathers ran in a step, not {least} to {most or 'more'}"
-        if counters.collective_calls.get("reduce_scatter", 0) > counters.blocks + 1:
-            return "gradients were reduced with every micro-batch, not once a step"
-        # Padding makes it more where rows do not divide by the ranks.
-        return _not_all(counters, "reduce_scatter")
-
-    return proof
-
-
-def _proof_fsdp_offload(counters: Counters, plan: Plan) -> str | None:
-    """Seen in what the optimizer keeps; of one that keeps nothing only the shards are."""
-    on_host, kept = counters.host_state_elements, sum(counters.state_elements.values())
-    if on_host < kept:
-        return f"{on_host} of {kept} elements of optimizer state were in host memory"
-    return _proof_fsdp(reshard=True)(counters, plan)
-
-
 def _refuses_segments(workload: Workload, case: Case) -> str | None:
     if case.combination.techniques.get("checkpointing") != "ckpt-sqrt":
         return None
@@ -282,7 +210,7 @@ def _fsdp(
         plan=lambda plan: replace(plan, distributed=True, shards=True, offloads=offload),
         model=_sharded(reshard_after_forward=reshard, offload=offload),
         loop=_scatter_with_the_last(reshard=reshard),
-        proof=_proof_fsdp_offload if offload else _proof_fsdp(reshard=reshard),
+        proof=exchange.proof_fsdp_offload if offload else exchange.proof_fsdp(reshard=reshard),
         unsupported=_needs_a_device if offload else lambda case, machine: None,
         refuses=_refuses_scaling_on_the_host if offload else _refuses_segments,
         tolerance=_same_unless_batch_dependent,
@@ -329,12 +257,6 @@ def _refuses_threads(workload: Workload, case: Case) -> str | None:
     return None
 
 
-def _proof_threads(counters: Counters, plan: Plan) -> str | None:
-    if counters.replicas == counters.ranks:
-        return None
-    return f"products ran on {counters.replicas} devices, not on {counters.ranks}"
-
-
 PARALLEL = Axis(
     name="parallel",
     baseline="single",
@@ -353,14 +275,14 @@ PARALLEL = Axis(
         Technique(
             name="single",
             about="one process on one device",
-            proof=_proof_single,
+            proof=exchange.proof_single,
             refuses=_refuses_ranks,
         ),
         Technique(
             name="dataparallel",
             about="nn.DataParallel: one process, a thread and a copy of the model a GPU",
             model=_in_threads,
-            proof=_proof_threads,
+            proof=exchange.proof_threads,
             unsupported=_needs_two_gpus,
             refuses=_refuses_threads,
             tolerance=_same_unless_batch_dependent,
@@ -380,7 +302,7 @@ PARALLEL = Axis(
         replace(
             _ddp("zero1", "ddp whose optimizer state is sharded (ZeRO stage 1)"),
             optimizer=_sharded_optimizer,
-            proof=_proof_zero1,
+            proof=exchange.proof_zero1,
         ),
         _fsdp(
             "zero2",
