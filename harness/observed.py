@@ -123,7 +123,8 @@ class Counters(Jsonable):
 class Peak(Jsonable):
     """The largest memory of one phase, in bytes.
 
-    `allocated_bytes`: held by tensors. `reserved_bytes`: kept by a caching allocator (None on CPU,
+    `allocated_bytes`: held by tensors, and by CUDA graphs, whose pools count in full: an upper
+    bound where there are any. `reserved_bytes`: kept by a caching allocator (None on CPU,
     which has none). `process_bytes`: what the driver (CUDA) or the kernel (CPU: resident set) says
     of the process when the phase ends.
     """

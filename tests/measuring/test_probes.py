@@ -181,45 +181,6 @@ def test_tied_weights_count_once():
     assert in_child(work, deadline_s=60).answer == 400 + 12
 
 
-def test_cuda_memory_reads_the_caching_allocator(monkeypatch):
-    calls = []
-    for name, value in {
-        "synchronize": None,
-        "reset_peak_memory_stats": None,
-        "max_memory_allocated": 123,
-        "max_memory_reserved": 456,
-    }.items():
-        monkeypatch.setattr(
-            torch.cuda, name, lambda device, name=name, value=value: (calls.append(name), value)[1]
-        )
-    properties = SimpleNamespace(uuid="0123")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    import pynvml
-
-    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lambda uuid: {"GPU-0123": 7}[uuid])
-    others = [SimpleNamespace(pid=1, usedGpuMemory=5)]
-    ours = SimpleNamespace(pid=os.getpid(), usedGpuMemory=789)
-    monkeypatch.setattr(
-        pynvml, "nvmlDeviceGetComputeRunningProcesses", lambda handle: [*others, ours]
-    )
-    probe = memory.memory_probe(torch.device("cuda"))
-    result, peak = probe.watch(lambda: calls.append("run") or 42)
-    assert result == 42
-    assert (peak.allocated_bytes, peak.reserved_bytes, peak.process_bytes) == (123, 456, 789)
-    assert calls[:4] == ["synchronize", "reset_peak_memory_stats", "run", "synchronize"]
-
-
-def test_a_driver_that_tells_nothing_is_none(monkeypatch):
-    import pynvml
-
-    def refuse():
-        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
-
-    monkeypatch.setattr(pynvml, "nvmlInit", refuse)
-    assert memory._driver_bytes(torch.device("cuda")) is None
-
-
 def load(**changed):
     return HostLoad(**{"at_s": 100.0, "busy_s": 50.0, "stolen_s": 1.0, "own_s": 5.0} | changed)
 

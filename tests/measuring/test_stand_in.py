@@ -1,0 +1,84 @@
+"""What is measured on CUDA, against a stand-in for torch.cuda and the driver."""
+
+import os
+from types import SimpleNamespace
+
+import pynvml
+import pytest
+import torch
+
+from harness.measuring.probes import memory
+
+GPU = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """A stand-in for torch.cuda and the driver: what was called, and what they tell."""
+    seen = SimpleNamespace(
+        calls=[],
+        segments=[],
+        processes=[
+            SimpleNamespace(pid=1, usedGpuMemory=5),
+            SimpleNamespace(pid=os.getpid(), usedGpuMemory=789),
+        ],
+    )
+
+    def stand_in(name, value):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: (seen.calls.append(name), value)[1])
+
+    stand_in("synchronize", None)
+    stand_in("reset_peak_memory_stats", None)
+    stand_in("max_memory_allocated", 123)
+    stand_in("max_memory_reserved", 456)
+    stand_in("memory_snapshot", seen.segments)
+    stand_in("get_device_properties", SimpleNamespace(uuid="0123"))
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lambda uuid: {"GPU-0123": 7}[uuid])
+    monkeypatch.setattr(
+        pynvml, "nvmlDeviceGetComputeRunningProcesses", lambda handle: seen.processes
+    )
+    return seen
+
+
+def segment(pool, total_size, allocated_size, gpu=0):
+    """A part of the caching allocator's memory, as torch.cuda.memory_snapshot() tells of it."""
+    return {
+        "device": gpu,
+        "segment_pool_id": pool,
+        "total_size": total_size,
+        "allocated_size": allocated_size,
+    }
+
+
+def test_memory_is_read_from_the_caching_allocator(cuda):
+    cuda.segments.append(segment((0, 0), 500, 23))  # what it keeps for later is held by nobody
+    result, peak = memory.memory_probe(GPU).watch(lambda: cuda.calls.append("run") or 42)
+    assert result == 42
+    assert (peak.allocated_bytes, peak.reserved_bytes, peak.process_bytes) == (123, 456, 789)
+    assert [one for one in cuda.calls if one != "memory_snapshot"][:4] == [
+        "synchronize",
+        "reset_peak_memory_stats",
+        "run",
+        "synchronize",
+    ]
+
+
+def test_the_pools_of_cuda_graphs_count_in_full(cuda):
+    probe = memory.memory_probe(GPU)
+
+    def record():
+        cuda.segments.append(segment((0, 1), 100, 20))
+        cuda.segments.append(segment((0, 1), 10, 0, gpu=1))
+
+    _, recorded = probe.watch(record)  # by the books
+    _, replayed = probe.watch(lambda: None)
+    assert (recorded.allocated_bytes, replayed.allocated_bytes) == (123, 123 + 80)
+
+
+def test_a_driver_that_tells_nothing_is_none(monkeypatch):
+    def refuse():
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", refuse)
+    assert memory._driver_bytes(GPU) is None
