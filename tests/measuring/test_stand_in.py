@@ -82,3 +82,9 @@ def test_a_driver_that_tells_nothing_is_none(monkeypatch):
 
     monkeypatch.setattr(pynvml, "nvmlInit", refuse)
     assert memory._driver_bytes(GPU) is None
+
+
+@pytest.mark.parametrize("told_bytes", [0, None])
+def test_a_driver_that_knows_us_but_not_our_memory_is_none(cuda, told_bytes):
+    cuda.processes[-1].usedGpuMemory = told_bytes
+    assert memory._driver_bytes(GPU) is None

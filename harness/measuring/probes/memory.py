@@ -242,4 +242,5 @@ def _driver_bytes(device: torch.device) -> int | None:
         processes = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
     except pynvml.NVMLError:
         return None
-    return next((one.usedGpuMemory for one in processes if one.pid == os.getpid()), None)
+    # In a PID namespace some drivers know our number there, but no memory by it: 0 bytes.
+    return next((one.usedGpuMemory or None for one in processes if one.pid == os.getpid()), None)
