@@ -55,7 +55,8 @@ class Counters(Jsonable):
         elements: parameters' elements that this rank holds.
         trained_elements: those of them that its optimizer was given.
         frozen_gradients: parameters that are not trained and had a gradient all the same.
-        host_state_elements: elements of its optimizer's state in host memory, parameters elsewhere.
+        host_state_elements: elements of its optimizer's state in host memory, where the loop
+            computes elsewhere.
         saved_host_bytes: bytes saved for backward in host memory by products that ran elsewhere.
         gradient_norm: norm of the unscaled gradients before the update; None where it is not
             finite, or backward has moved them to the host already.
@@ -138,10 +139,10 @@ class Peak(Jsonable):
 class Memory(Jsonable):
     """Peaks by phase, and by category what a steady step's peak is made of.
 
-    `working_bytes` is the peak beyond parameters and optimizer state: activations, temporaries and
-    those gradients that exist when it is reached (not all do: each is made during backward).
-    `method` names
-    how the peaks were read: unlike methods are never compared.
+    What is offloaded to the host is in no category. `working_bytes` is the peak beyond parameters
+    and optimizer state: activations, temporaries and those gradients that exist when it is reached
+    (not all do: each is made during backward). `method` names how the peaks were read: unlike
+    methods are never compared.
     """
 
     method: str

@@ -335,7 +335,7 @@ class Subject:
         categories: dict[str, int] = {}
 
         def update() -> None:
-            categories.update(memory.categories(self.loop))
+            categories.update(memory.categories(self.loop, self.device))
             self.loop.update()
 
         loop = dataclasses.replace(self.loop, update=update)
@@ -363,7 +363,7 @@ class Subject:
             epoch_batches=self.batches.epoch_batches,
             ranks=self.case.ranks,
             pinned=any(leaf.is_pinned() for leaf in tree_leaves(self.first)),
-            **elements(self.loop),
+            **elements(self.loop, self.device),
         )
         # Each rank sees its shard and its micro-batches only.
         changed = bool(self.group.worst(counted.parameters_changed))

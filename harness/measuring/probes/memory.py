@@ -158,19 +158,21 @@ def distinct_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(storage.nbytes() for storage in storages.values())
 
 
-def categories(loop: Loop) -> dict[str, int]:
-    """Bytes that this rank holds of parameters, gradients and optimizer state.
+def categories(loop: Loop, device: torch.device) -> dict[str, int]:
+    """Bytes that this rank holds of parameters, gradients and optimizer state on the device.
 
-    To be called between backward and update.
+    What is offloaded is no part of the device's peak. To be called between backward and update.
     """
+
+    def there(tensors: Iterable[Tensor]) -> int:
+        parts = (part for tensor in tensors for part in plain_tensors(tensor))
+        return distinct_bytes(part for part in parts if part.device.type == device.type)
+
     parameters = list(loop.model.parameters())
-    home = parameters[0].device.type
-    # Offloaded state is no part of the device's peak.
-    state = (one for _, one in optimizer_state(loop) if one.device.type == home)
     return {
-        "parameter_bytes": distinct_bytes(parameters),
-        "gradient_bytes": distinct_bytes(p.grad for p in parameters if p.grad is not None),
-        "optimizer_bytes": distinct_bytes(state),
+        "parameter_bytes": there(parameters),
+        "gradient_bytes": there(p.grad for p in parameters if p.grad is not None),
+        "optimizer_bytes": there(one for _, one in optimizer_state(loop)),
     }
 
 
