@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -130,13 +131,64 @@ def test_communication_on_a_device_is_read_from_its_kernels():
         event("ncclDevKernel_AllReduce_Sum_f32_RING_LL(ncclDevKernelArgs)", 1, 5, **on_device),
         event("sm90_xmma_gemm_f32f32", 2, 3, **on_device),
         event("FSDP::all_gather (blocks.0)", 0, 6, is_user_annotation=True, **on_device),
+        event("nccl:all_reduce", 1, 9, is_user_annotation=True, **on_device),
         event("stepbench::forward", 0, 4, is_user_annotation=True, **on_device),
+        event("stepbench::backward", 4, 9, is_user_annotation=True, **on_device),
+        event("ncclDevKernel_AllReduce_Sum_f32_RING_LL(ncclDevKernelArgs)", 6, 8, **on_device),
         event("aten::mm", 0, 9),
         event("nccl:all_reduce", 0, 9),
     ]
     said = communication.said(events, 9.0, cuda=True)
-    assert (said.running_s, said.exposed_s) == (4, 3)
-    assert said.exposed_shares == {"forward": 2 / 4}
+    assert (said.running_s, said.exposed_s) == (6, 5)
+    assert said.exposed_shares == {"forward": 2 / 4, "backward": 3 / 5}
+
+
+@pytest.fixture
+def profiled(monkeypatch):
+    """What the profiler would see, and be told, in order; it gives no events."""
+    happened = []
+
+    @contextmanager
+    def named(name):
+        happened.append(name)
+        yield
+        happened.append("end")
+
+    monkeypatch.setattr(communication, "record_function", named)
+    monkeypatch.setattr(communication, "synchronize", lambda device: None)
+    monkeypatch.setattr(
+        communication,
+        "profile",
+        lambda activities: nullcontext(SimpleNamespace(events=lambda: [])),
+    )
+    kernel = SimpleNamespace(zero_=lambda: happened.append("kernel"))
+    monkeypatch.setattr(torch, "zeros", lambda shape, device: kernel)
+    return happened
+
+
+@pytest.mark.parametrize(("where", "edge"), [("cuda", ["kernel"]), ("cpu", [])])
+def test_parts_begin_and_end_with_a_kernel_of_their_own_on_a_device(profiled, where, edge):
+    """A range on the device spans its own thread's kernels, and backward has another's."""
+    loop = Loop(
+        model=None,
+        optimizer=None,
+        forward=lambda batch: profiled.append("its work"),
+        backward=lambda loss: profiled.append("its work"),
+        update=lambda: profiled.append("its work"),
+        loss_scale=lambda: 1.0,
+    )
+
+    def step(watched):
+        profiled.clear()
+        watched.backward(watched.forward(None))
+        watched.update()
+
+    communication.watched_steps(loop, step, torch.device(where))
+    assert profiled == [
+        one
+        for part in ("forward", "backward", "update")
+        for one in (f"stepbench::{part}", *edge, "its work", *edge, "end")
+    ]
 
 
 def test_cpu_peak_is_the_bytes_that_were_held():
