@@ -23,7 +23,7 @@ from typing import Any, Literal
 from harness.core import Case, Outcome
 from harness.judging.forge import Forge
 from harness.machine import device_type
-from harness.measuring.probes.surroundings import STOLEN_SHARE, HostLoad
+from harness.measuring.probes.surroundings import HostLoad, free_cores
 from harness.measuring.settings import Settings
 from harness.observed import Measurement
 from harness.verdicts import Block, Method, Order, Pair, Side, Summary
@@ -252,12 +252,8 @@ def _told(
     before: HostLoad,
     busy: int,
 ) -> Pair:
-    stolen, foreign = before.shares(HostLoad.read([os.getpid()]))
-    disturbances = []
-    if stolen > STOLEN_SHARE:
-        disturbances.append("the hypervisor took processor time")
-    if foreign > max(0, len(os.sched_getaffinity(0)) - busy) + CROWDED:
-        disturbances.append("other processes left too few processors")
+    after = HostLoad.read([os.getpid()])
+    stolen, foreign = before.shares(after)
     return Pair(
         method=method,
         order=order,
@@ -266,5 +262,5 @@ def _told(
         candidate=blocks["candidate"],
         stolen_share=stolen,
         foreign_cores=foreign,
-        disturbances=tuple(disturbances),
+        disturbances=before.disturbances(after, free_cores(busy) + CROWDED),
     )

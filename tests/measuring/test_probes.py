@@ -1,8 +1,5 @@
 """The probes alone, and their CUDA side against a stand-in for the device."""
 
-import os
-import subprocess
-import sys
 import time
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -13,7 +10,6 @@ from torch._C._autograd import DeviceType
 
 from harness.measuring.launch import in_child, in_children
 from harness.measuring.probes import communication, device, memory, timing
-from harness.measuring.probes.surroundings import HostLoad
 from harness.observed import DeviceState
 from harness.training.types import Loop
 
@@ -231,56 +227,6 @@ def test_tied_weights_count_once():
         return memory.distinct_bytes([weight, weight.t(), weight[2:], torch.zeros(3)])
 
     assert in_child(work, deadline_s=60).answer == 400 + 12
-
-
-def load(**changed):
-    return HostLoad(**{"at_s": 100.0, "busy_s": 50.0, "stolen_s": 1.0, "own_s": 5.0} | changed)
-
-
-@pytest.mark.parametrize(
-    ("later", "told"),
-    [
-        (load(at_s=102.0, busy_s=52.0, own_s=7.0), ()),
-        (
-            load(at_s=102.0, busy_s=53.0, own_s=7.0),
-            ("other processes kept processors busy",),
-        ),
-        (
-            load(at_s=102.0, busy_s=52.0, own_s=7.0, stolen_s=1.2),
-            ("the hypervisor took processor time",),
-        ),
-    ],
-)
-def test_disturbances_by_hand(later, told):
-    assert load().disturbances(later) == told
-
-
-def busy():
-    return subprocess.Popen([sys.executable, "-c", "while True: pass"])
-
-
-def test_a_busy_neighbour_is_noticed():
-    def watch():
-        before = HostLoad.read([os.getpid()])
-        time.sleep(1.0)
-        return before.disturbances(HostLoad.read([os.getpid()]))
-
-    neighbour = busy()
-    try:
-        told = in_child(watch, deadline_s=60).answer
-    finally:
-        neighbour.kill()
-    assert "other processes kept processors busy" in told
-
-
-def test_what_a_loader_worker_uses_is_our_own():
-    def watch():
-        before = HostLoad.read([os.getpid()])
-        busy()
-        time.sleep(1.0)
-        return HostLoad.read([os.getpid()]).own_s - before.own_s
-
-    assert in_child(watch, deadline_s=60).answer > 0.3
 
 
 @pytest.fixture
