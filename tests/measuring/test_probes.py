@@ -320,7 +320,7 @@ def test_a_device_is_sampled_while_its_process_measures(monkeypatch, driver):
     looks = []
 
     def work():
-        time.sleep(0.5)
+        time.sleep(0.55)  # between two looks: one that comes with the answer is too late
         return time.monotonic()
 
     [ended] = in_children(
