@@ -162,6 +162,8 @@ class Memory(Jsonable):
 class DeviceState(Jsonable):
     """What a GPU was like during a window, from so many samples; None for what it does not tell.
 
+    The samples are those within the window, or the ones next to it where it was too short for any.
+
     `clock_mhz` is the median of its processors' clock, `temperature_c` the highest, `power_w` the
     mean. `foreign_processes` are most processes of others at once that used it, None where its
     driver does not show ours either (containers).

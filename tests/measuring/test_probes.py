@@ -269,6 +269,19 @@ def sampled(driver, *moments):
     return sampler.between(1.0, 3.0, own=[41])
 
 
+def test_a_window_between_two_samples_is_told_by_both(driver):
+    sampler = device.DeviceSampler(0)
+    for at, reasons in ((1.0, 0x08), (2.0, 0x04), (3.0, 0x40), (4.0, 0x80)):
+        driver |= {"at": at, "CurrentClocksThrottleReasons": reasons}
+        sampler.sample()
+    state = sampler.between(2.4, 2.5, own=[41])
+    assert (state.samples, state.throttle_reasons) == (
+        2,
+        ("thermal slowdown by hardware", "power cap"),
+    )
+    assert sampler.between(4.4, 4.5, own=[41]).throttle_reasons == ("power brake",)
+
+
 def test_a_devices_state_is_that_of_the_window(driver):
     state = sampled(
         driver,
