@@ -7,6 +7,7 @@ import pynvml
 import pytest
 import torch
 
+from harness.measuring import calibrate
 from harness.measuring.probes import memory
 
 GPU = torch.device("cuda", 0)
@@ -88,3 +89,48 @@ def test_a_driver_that_tells_nothing_is_none(monkeypatch):
 def test_a_driver_that_knows_us_but_not_our_memory_is_none(cuda, told_bytes):
     cuda.processes[-1].usedGpuMemory = told_bytes
     assert memory._driver_bytes(GPU) is None
+
+
+class FakeGpu:
+    """A GPU whose first product takes 1 s, and then 4 ms until it has been busy for 0.2 s, then 2.
+
+    It does its work while the host waits for it, and each wait costs the host 1 ms more.
+    """
+
+    def __init__(self):
+        self.host_s = self.done_s = self.busy_s = 0.0
+        self.products = self.waits = 0
+
+    def __matmul__(self, other):
+        took_s = 1.0 if not self.products else 0.004 if self.busy_s < 1.2 else 0.002
+        self.products += 1
+        self.busy_s += took_s
+        self.done_s = max(self.done_s, self.host_s) + took_s
+
+    def wait(self, device):
+        self.waits += 1
+        self.host_s = max(self.host_s, self.done_s) + 0.001
+
+    def event(self, *, enable_timing):
+        one = SimpleNamespace(at_s=None)
+        one.record = lambda: setattr(one, "at_s", max(self.done_s, self.host_s))
+        one.elapsed_time = lambda later: (later.at_s - one.at_s) * 1e3
+        return one
+
+
+def test_a_gpu_s_products_are_timed_by_its_clock_when_it_is_warm(monkeypatch):
+    gpu = FakeGpu()
+    monkeypatch.setattr(torch.cuda, "Event", gpu.event)
+    monkeypatch.setattr(torch.cuda, "synchronize", gpu.wait)
+    monkeypatch.setattr(calibrate.time, "perf_counter", lambda: gpu.host_s)
+    assert calibrate._product_s(gpu, GPU) == pytest.approx(0.002)
+    warm = gpu.waits - calibrate.REPEATS
+    assert gpu.products - warm >= 5 * 10  # many between two events
+
+
+def test_a_cpu_s_products_are_timed_one_by_one(monkeypatch):
+    cpu = FakeGpu()
+    monkeypatch.setattr(calibrate, "synchronize", cpu.wait)
+    monkeypatch.setattr(calibrate.time, "perf_counter", lambda: cpu.host_s)
+    calibrate._product_s(cpu, torch.device("cpu"))
+    assert cpu.products == 1 + calibrate.REPEATS
