@@ -1,7 +1,8 @@
 """What does the harness itself cost? Its step beside the same loop written by hand, side by side.
 
 Not for ASV: `make overhead` prints the ratio with its interval, and what a process costs beyond its
-own steps. Exit code 1 where the interval leaves ±1% or the cost exceeds 0.5 s.
+own steps. Exit code 1 where the interval leaves ±1%, or on a CPU the cost exceeds 0.5 s: on a GPU
+it holds the device's own start and the larger model's, which no harness can avoid.
 """
 
 import statistics
@@ -19,7 +20,7 @@ from harness.measuring.launch import in_child
 from harness.measuring.probes import timing
 from harness.measuring.settings import Settings
 from harness.measuring.sweep import claimed_machine, measure_once, open_sweep
-from harness.stats import estimate
+from harness.stats import Estimate, estimate
 from harness.training.build import build
 from harness.training.data import Batches
 from harness.training.step import train_step
@@ -99,6 +100,12 @@ def costs_s(workload: str) -> list[float]:
     return [process.overhead_s for process in processes]
 
 
+def right(ratio: Estimate, costs: list[float], device_name: str) -> bool:
+    """Whether the harness is as cheap as it claims to be."""
+    equal = ratio.low >= 0.99 and ratio.high <= 1.01
+    return equal and (device_name != "cpu" or max(costs) <= 0.5)
+
+
 def main() -> int:
     machine = claimed_machine()
     workload = default(machine)
@@ -117,8 +124,7 @@ def main() -> int:
         f"a process beyond its own steps: {statistics.median(costs):.2f} s, "
         f"at most {max(costs):.2f} s ({len(costs)} processes)"
     )
-    right = ratio.low >= 0.99 and ratio.high <= 1.01 and max(costs) <= 0.5
-    return 0 if right else 1
+    return 0 if right(ratio, costs, device_type(machine)) else 1
 
 
 if __name__ == "__main__":

@@ -60,7 +60,8 @@ class Counters(Jsonable):
         elements: parameters' elements that this rank holds.
         trained_elements: those of them that its optimizer was given.
         frozen_gradients: parameters that are not trained and had a gradient all the same.
-        host_state_elements: elements of its optimizer's state in host memory, parameters elsewhere.
+        host_state_elements: elements of its optimizer's state in host memory, where the loop
+            computes elsewhere.
         saved_host_bytes: bytes saved for backward in host memory by products that ran elsewhere.
         gradient_norm: norm of the unscaled gradients before the update; None where it is not
             finite, or backward has moved them to the host already.
@@ -132,7 +133,8 @@ class Counters(Jsonable):
 class Peak(Jsonable):
     """The largest memory of one phase, in bytes.
 
-    `allocated_bytes`: held by tensors. `reserved_bytes`: kept by a caching allocator (None on CPU,
+    `allocated_bytes`: held by tensors, and by CUDA graphs, whose pools count in full: an upper
+    bound where there are any. `reserved_bytes`: kept by a caching allocator (None on CPU,
     which has none). `process_bytes`: what the driver (CUDA) or the kernel (CPU: resident set) says
     of the process when the phase ends.
     """
@@ -146,10 +148,10 @@ class Peak(Jsonable):
 class Memory(Jsonable):
     """Peaks by phase, and by category what a steady step's peak is made of.
 
-    `working_bytes` is the peak beyond parameters and optimizer state: activations, temporaries and
-    those gradients that exist when it is reached (not all do: each is made during backward).
-    `method` names
-    how the peaks were read: unlike methods are never compared.
+    What is offloaded to the host is in no category. `working_bytes` is the peak beyond parameters
+    and optimizer state: activations, temporaries and those gradients that exist when it is reached
+    (not all do: each is made during backward). `method` names how the peaks were read: unlike
+    methods are never compared.
     """
 
     method: str
@@ -168,6 +170,8 @@ class Memory(Jsonable):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceState(Jsonable):
     """What a GPU was like during a window, from so many samples; None for what it does not tell.
+
+    The samples are those within the window, or the ones next to it where it was too short for any.
 
     `clock_mhz` is the median of its processors' clock, `temperature_c` the highest, `power_w` the
     mean. `foreign_processes` are most processes of others at once that used it, None where its

@@ -66,7 +66,8 @@ class Pair(Jsonable):
             other; one each where whole processes alternate.
         stolen_share: processors' time that the hypervisor took meanwhile, in cores.
         foreign_cores: processors that others kept busy meanwhile.
-        disturbances: what of that counts as disturbed, one line each.
+        disturbances: what of that counts as disturbed, and what else its processes or their GPU
+            met, one line each.
     """
 
     method: Method

@@ -14,7 +14,8 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from multiprocessing import connection
@@ -23,7 +24,8 @@ from typing import Any, Literal
 from harness.core import Case, Outcome
 from harness.judging.forge import Forge
 from harness.machine import device_type
-from harness.measuring.probes.surroundings import STOLEN_SHARE, HostLoad
+from harness.measuring.probes.device import DeviceSampler, disturbances
+from harness.measuring.probes.surroundings import HostLoad, free_cores
 from harness.measuring.settings import Settings
 from harness.observed import Measurement
 from harness.verdicts import Block, Method, Order, Pair, Side, Summary
@@ -150,7 +152,8 @@ class Ring:
         loaders = max(one.counters.loader_processes for one in both.values())
         summary: Summary = "mean" if loaders else self._summary
         busy = loaders + max(side.case.ranks for side in self._sides.values())
-        return _told("whole processes", order, summary, blocks, before, busy)
+        told = [line for one in both.values() for line in one.disturbances]
+        return _told("whole processes", order, summary, blocks, before, busy, told)
 
     def _player(self, role: Role) -> _Player:
         return _Player(role, self._sides[role].case, self._forges[role], self.settings)
@@ -165,15 +168,19 @@ class Ring:
             players = {role: stack.enter_context(self._player(role)) for role in _roles(order)}
             warm_step_s = max(player.warm_step_s() for player in players.values())
             steps = min(MOST_STEPS, max(LEAST_STEPS, round(BLOCK_S / warm_step_s)))
-            before = HostLoad.read([os.getpid()])
+            samplers = [DeviceSampler(0)] if device_type(self.machine) == "cuda" else []
+            before, began_s = HostLoad.read([os.getpid()]), time.monotonic()
             ours, theirs = alternate(
-                lambda: players["reference"].block(steps),
-                lambda: players["candidate"].block(steps),
+                lambda: players["reference"].block(steps, samplers),
+                lambda: players["candidate"].block(steps, samplers),
                 blocks=BLOCKS,
                 begins=order,
             )
             blocks: dict[Role, tuple[Block, ...]] = {"reference": ours, "candidate": theirs}
-            return _told("ping-pong", order, self._summary, blocks, before, 1)
+            # Both players are below this process, as long as they live.
+            states = [one.between(began_s, time.monotonic(), [os.getpid()]) for one in samplers]
+            told = [line for state in states for line in disturbances(state)]
+            return _told("ping-pong", order, self._summary, blocks, before, 1, told)
 
 
 def measured(role: Role, forge: Forge, case: Case, settings: Settings) -> Measurement:
@@ -219,9 +226,12 @@ class _Player:
     def warm_step_s(self) -> float:
         return float(self._heard()["warm_step_s"])
 
-    def block(self, steps: int) -> Block:
+    def block(self, steps: int, samplers: Iterable[DeviceSampler]) -> Block:
+        """Have it time a block, and look at its device meanwhile."""
         with suppress(OSError):  # it died: heard next
             self._channel.send_bytes(json.dumps(steps).encode())
+        for sampler in samplers:
+            sampler.sample()
         return Block.from_json({key: tuple(value) for key, value in self._heard().items()})
 
     def _heard(self) -> dict[str, Any]:
@@ -251,13 +261,11 @@ def _told(
     blocks: Mapping[Role, tuple[Block, ...]],
     before: HostLoad,
     busy: int,
+    told: Iterable[str],
 ) -> Pair:
-    stolen, foreign = before.shares(HostLoad.read([os.getpid()]))
-    disturbances = []
-    if stolen > STOLEN_SHARE:
-        disturbances.append("the hypervisor took processor time")
-    if foreign > max(0, len(os.sched_getaffinity(0)) - busy) + CROWDED:
-        disturbances.append("other processes left too few processors")
+    """The pair, disturbed by what its processes told and by what happened since `before`."""
+    after = HostLoad.read([os.getpid()])
+    stolen, foreign = before.shares(after)
     return Pair(
         method=method,
         order=order,
@@ -266,5 +274,7 @@ def _told(
         candidate=blocks["candidate"],
         stolen_share=stolen,
         foreign_cores=foreign,
-        disturbances=tuple(disturbances),
+        disturbances=tuple(
+            dict.fromkeys([*told, *before.disturbances(after, free_cores(busy) + CROWDED)])
+        ),
     )

@@ -22,7 +22,7 @@ from harness.measuring.probes.compilation import compilation, compiled_calls
 from harness.measuring.probes.elements import elements
 from harness.measuring.probes.loading import Boundary, epoch_boundary
 from harness.measuring.probes.parity import Parity
-from harness.measuring.probes.surroundings import HostLoad
+from harness.measuring.probes.surroundings import HostLoad, tolerated_cores
 from harness.measuring.probes.timing import Marks, Window, marked, synchronize, time_steps
 from harness.measuring.ranks import Group, Place
 from harness.measuring.settings import Settings
@@ -299,12 +299,14 @@ class Subject:
         self.phase = "other"
         wanted = int(settings.window_s / fastest_s)
         # Workers deliver in turn: a window holds each of them twice.
-        least = max(settings.min_steps, 2 * self.site.plan.loader.get("num_workers", 0))
+        workers = self.site.plan.loader.get("num_workers", 0)
+        least = max(settings.min_steps, 2 * workers)
         steps = max(least, min(settings.max_steps, wanted))
+        processes = self.group.host_processes
+        tolerated = tolerated_cores(len(processes) * (1 + workers))
         for _ in range(WINDOW_TRIES):
             self.waits_s.clear()
             self.tokens.clear()
-            processes = self.group.host_processes
             scale, load_before = self.loop.loss_scale(), HostLoad.read(processes)
             retries = self._allocation_retries()
             self.group.worst(0.0)  # all begin together
@@ -318,7 +320,7 @@ class Subject:
             )
             self.window_at = (began_s, time.monotonic())
             self.allocation_retries = self._allocation_retries() - retries
-            disturbances = load_before.disturbances(HostLoad.read(processes))
+            disturbances = load_before.disturbances(HostLoad.read(processes), tolerated)
             wrong = window.objection()
             if self.loop.loss_scale() < scale:
                 wrong = f"the loss scaler skipped a timed step {WINDOW_TRIES} times"
@@ -335,7 +337,7 @@ class Subject:
         categories: dict[str, int] = {}
 
         def update() -> None:
-            categories.update(memory.categories(self.loop))
+            categories.update(memory.categories(self.loop, self.device))
             self.loop.update()
 
         loop = dataclasses.replace(self.loop, update=update)
@@ -363,7 +365,7 @@ class Subject:
             epoch_batches=self.batches.epoch_batches,
             ranks=self.case.ranks,
             pinned=any(leaf.is_pinned() for leaf in tree_leaves(self.first)),
-            **elements(self.loop),
+            **elements(self.loop, self.device),
         )
         # Each rank sees its shard and its micro-batches only.
         changed = bool(self.group.worst(counted.parameters_changed))

@@ -10,12 +10,16 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from harness.core import MEASURE_VERSION, StepbenchError
+from harness.judging import pairs
 from harness.judging.pairs import BLOCKS, PairFailed, Ring, alternate, method_for, order_of
+from harness.measuring.probes.surroundings import HostLoad
+from harness.observed import DeviceState
 from harness.training import build as build_module
 from harness.verdicts import Block, Pair, lower_quartile
 from tests.judging.conftest import QUICK, side
@@ -104,6 +108,57 @@ def test_both_methods_on_real_processes(machine, no_orphans):
     assert (turns.summary, turns.order) == ("lower quartile", "candidate first")
     assert [len(one.step_s) for one in (*whole.reference, *whole.candidate)] == [3, 3]
     assert all(math.isfinite(one.log_ratio("cpu_s")) for one in (turns, whole))
+
+
+@pytest.fixture
+def quiet(monkeypatch):
+    """Nothing happens on the host."""
+    nothing = HostLoad(at_s=0.0, busy_s=0.0, stolen_s=0.0, own_s=0.0)
+    monkeypatch.setattr(pairs.HostLoad, "read", lambda processes: nothing)
+
+
+def test_what_disturbed_a_process_disturbs_its_pair(monkeypatch, machine, quiet):
+    met = {"reference": ["other processes used the GPU"], "candidate": ["memory was short"]}
+    ring = Ring(side(), side(), machine)
+    monkeypatch.setattr(ring, "measurement", lambda role: measurement(disturbances=met[role]))
+    pair = ring.pair("whole processes", "candidate first")
+    assert pair.disturbances == ("memory was short", "other processes used the GPU")
+
+
+def test_a_gpu_is_looked_at_while_blocks_run(monkeypatch, machine, quiet, no_orphans):
+    driver = SimpleNamespace(looks=[], own=[])
+
+    class Sampler:
+        def __init__(self, gpu):
+            assert gpu == 0
+
+        def sample(self):
+            driver.looks.append(time.monotonic())
+
+        def between(self, began_s, ended_s, own):
+            driver.own = {one.pid for pid in own for one in psutil.Process(pid).children(True)}
+            assert all(began_s <= at <= ended_s for at in driver.looks)
+            return DeviceState(
+                samples=len(driver.looks),
+                clock_mhz=None,
+                lowest_clock_mhz=None,
+                temperature_c=None,
+                power_w=None,
+                throttle_reasons=("thermal slowdown by hardware",),
+                foreign_processes=1,
+            )
+
+    monkeypatch.setattr(pairs, "DeviceSampler", Sampler)
+    with Ring(side(), side(), machine, QUICK) as ring:
+        assert ring.pair("ping-pong", "reference first").disturbances == ()
+        ring.machine = {**machine, "gpus": [{"name": "a GPU"}]}  # its forges measure on the CPU
+        pair = ring.pair("ping-pong", "reference first")
+    assert len(driver.looks) == 2 * BLOCKS
+    assert len(driver.own) >= 4  # two forges, and a player each
+    assert pair.disturbances == (
+        "the GPU's clock was held down: thermal slowdown by hardware",
+        "other processes used the GPU",
+    )
 
 
 def planted(monkeypatch, fault):

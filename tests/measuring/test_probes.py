@@ -1,9 +1,7 @@
 """The probes alone, and their CUDA side against a stand-in for the device."""
 
-import os
-import subprocess
-import sys
 import time
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +10,6 @@ from torch._C._autograd import DeviceType
 
 from harness.measuring.launch import in_child, in_children
 from harness.measuring.probes import communication, device, memory, timing
-from harness.measuring.probes.surroundings import HostLoad
 from harness.observed import DeviceState
 from harness.training.types import Loop
 
@@ -130,13 +127,64 @@ def test_communication_on_a_device_is_read_from_its_kernels():
         event("ncclDevKernel_AllReduce_Sum_f32_RING_LL(ncclDevKernelArgs)", 1, 5, **on_device),
         event("sm90_xmma_gemm_f32f32", 2, 3, **on_device),
         event("FSDP::all_gather (blocks.0)", 0, 6, is_user_annotation=True, **on_device),
+        event("nccl:all_reduce", 1, 9, is_user_annotation=True, **on_device),
         event("stepbench::forward", 0, 4, is_user_annotation=True, **on_device),
+        event("stepbench::backward", 4, 9, is_user_annotation=True, **on_device),
+        event("ncclDevKernel_AllReduce_Sum_f32_RING_LL(ncclDevKernelArgs)", 6, 8, **on_device),
         event("aten::mm", 0, 9),
         event("nccl:all_reduce", 0, 9),
     ]
     said = communication.said(events, 9.0, cuda=True)
-    assert (said.running_s, said.exposed_s) == (4, 3)
-    assert said.exposed_shares == {"forward": 2 / 4}
+    assert (said.running_s, said.exposed_s) == (6, 5)
+    assert said.exposed_shares == {"forward": 2 / 4, "backward": 3 / 5}
+
+
+@pytest.fixture
+def profiled(monkeypatch):
+    """What the profiler would see, and be told, in order; it gives no events."""
+    happened = []
+
+    @contextmanager
+    def named(name):
+        happened.append(name)
+        yield
+        happened.append("end")
+
+    monkeypatch.setattr(communication, "record_function", named)
+    monkeypatch.setattr(communication, "synchronize", lambda device: None)
+    monkeypatch.setattr(
+        communication,
+        "profile",
+        lambda activities: nullcontext(SimpleNamespace(events=lambda: [])),
+    )
+    kernel = SimpleNamespace(zero_=lambda: happened.append("kernel"))
+    monkeypatch.setattr(torch, "zeros", lambda shape, device: kernel)
+    return happened
+
+
+@pytest.mark.parametrize(("where", "edge"), [("cuda", ["kernel"]), ("cpu", [])])
+def test_parts_begin_and_end_with_a_kernel_of_their_own_on_a_device(profiled, where, edge):
+    """A range on the device spans its own thread's kernels, and backward has another's."""
+    loop = Loop(
+        model=None,
+        optimizer=None,
+        forward=lambda batch: profiled.append("its work"),
+        backward=lambda loss: profiled.append("its work"),
+        update=lambda: profiled.append("its work"),
+        loss_scale=lambda: 1.0,
+    )
+
+    def step(watched):
+        profiled.clear()
+        watched.backward(watched.forward(None))
+        watched.update()
+
+    communication.watched_steps(loop, step, torch.device(where))
+    assert profiled == [
+        one
+        for part in ("forward", "backward", "update")
+        for one in (f"stepbench::{part}", *edge, "its work", *edge, "end")
+    ]
 
 
 def test_cpu_peak_is_the_bytes_that_were_held():
@@ -181,95 +229,6 @@ def test_tied_weights_count_once():
     assert in_child(work, deadline_s=60).answer == 400 + 12
 
 
-def test_cuda_memory_reads_the_caching_allocator(monkeypatch):
-    calls = []
-    for name, value in {
-        "synchronize": None,
-        "reset_peak_memory_stats": None,
-        "max_memory_allocated": 123,
-        "max_memory_reserved": 456,
-    }.items():
-        monkeypatch.setattr(
-            torch.cuda, name, lambda device, name=name, value=value: (calls.append(name), value)[1]
-        )
-    properties = SimpleNamespace(uuid="0123")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    import pynvml
-
-    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lambda uuid: {"GPU-0123": 7}[uuid])
-    others = [SimpleNamespace(pid=1, usedGpuMemory=5)]
-    ours = SimpleNamespace(pid=os.getpid(), usedGpuMemory=789)
-    monkeypatch.setattr(
-        pynvml, "nvmlDeviceGetComputeRunningProcesses", lambda handle: [*others, ours]
-    )
-    probe = memory.memory_probe(torch.device("cuda"))
-    result, peak = probe.watch(lambda: calls.append("run") or 42)
-    assert result == 42
-    assert (peak.allocated_bytes, peak.reserved_bytes, peak.process_bytes) == (123, 456, 789)
-    assert calls[:4] == ["synchronize", "reset_peak_memory_stats", "run", "synchronize"]
-
-
-def test_a_driver_that_tells_nothing_is_none(monkeypatch):
-    import pynvml
-
-    def refuse():
-        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
-
-    monkeypatch.setattr(pynvml, "nvmlInit", refuse)
-    assert memory._driver_bytes(torch.device("cuda")) is None
-
-
-def load(**changed):
-    return HostLoad(**{"at_s": 100.0, "busy_s": 50.0, "stolen_s": 1.0, "own_s": 5.0} | changed)
-
-
-@pytest.mark.parametrize(
-    ("later", "told"),
-    [
-        (load(at_s=102.0, busy_s=52.0, own_s=7.0), ()),
-        (
-            load(at_s=102.0, busy_s=53.0, own_s=7.0),
-            ("other processes kept processors busy",),
-        ),
-        (
-            load(at_s=102.0, busy_s=52.0, own_s=7.0, stolen_s=1.2),
-            ("the hypervisor took processor time",),
-        ),
-    ],
-)
-def test_disturbances_by_hand(later, told):
-    assert load().disturbances(later) == told
-
-
-def busy():
-    return subprocess.Popen([sys.executable, "-c", "while True: pass"])
-
-
-def test_a_busy_neighbour_is_noticed():
-    def watch():
-        before = HostLoad.read([os.getpid()])
-        time.sleep(1.0)
-        return before.disturbances(HostLoad.read([os.getpid()]))
-
-    neighbour = busy()
-    try:
-        told = in_child(watch, deadline_s=60).answer
-    finally:
-        neighbour.kill()
-    assert "other processes kept processors busy" in told
-
-
-def test_what_a_loader_worker_uses_is_our_own():
-    def watch():
-        before = HostLoad.read([os.getpid()])
-        busy()
-        time.sleep(1.0)
-        return HostLoad.read([os.getpid()]).own_s - before.own_s
-
-    assert in_child(watch, deadline_s=60).answer > 0.3
-
-
 @pytest.fixture
 def driver(monkeypatch):
     """An invented driver: what it tells of its one GPU, by NVML's names; `at` is the time."""
@@ -308,6 +267,19 @@ def sampled(driver, *moments):
         sampler.sample()
         driver["at"] += 1.0
     return sampler.between(1.0, 3.0, own=[41])
+
+
+def test_a_window_between_two_samples_is_told_by_both(driver):
+    sampler = device.DeviceSampler(0)
+    for at, reasons in ((1.0, 0x08), (2.0, 0x04), (3.0, 0x40), (4.0, 0x80)):
+        driver |= {"at": at, "CurrentClocksThrottleReasons": reasons}
+        sampler.sample()
+    state = sampler.between(2.4, 2.5, own=[41])
+    assert (state.samples, state.throttle_reasons) == (
+        2,
+        ("thermal slowdown by hardware", "power cap"),
+    )
+    assert sampler.between(4.4, 4.5, own=[41]).throttle_reasons == ("power brake",)
 
 
 def test_a_devices_state_is_that_of_the_window(driver):
@@ -361,7 +333,7 @@ def test_a_device_is_sampled_while_its_process_measures(monkeypatch, driver):
     looks = []
 
     def work():
-        time.sleep(0.5)
+        time.sleep(0.55)  # between two looks: one that comes with the answer is too late
         return time.monotonic()
 
     [ended] = in_children(

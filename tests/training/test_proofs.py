@@ -60,7 +60,7 @@ def counters_of(name):
     loop, site = build(tiny(), parse(name), CPU)
     batches = Batches(tiny(), site.plan)
     train_step(loop, next(batches), site)
-    counted = count(loop, lambda of: train_step(of, next(batches), site), **elements(loop))
+    counted = count(loop, lambda of: train_step(of, next(batches), site), **elements(loop, CPU))
     return replace(counted, learning_rates=(3e-4,) * 5, epoch_batches=100)
 
 

@@ -139,7 +139,7 @@ class Walk:
                 loop,
                 lambda of: train_step(of, next(batches), site),
                 ranks=ranks,
-                **elements(loop),
+                **elements(loop, CPU),
             )
         counters = replace(counters, learning_rates=tuple(parity.learning_rates))
         objections = (

@@ -40,11 +40,12 @@ def _watched_step(loop: Loop, step: Callable[[Loop], None], device: torch.device
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
+    edge = _edge(device)
     named = replace(
         loop,
-        forward=_named("forward", loop.forward),
-        backward=_named("backward", loop.backward),
-        update=_named("update", loop.update),
+        forward=_named("forward", loop.forward, edge),
+        backward=_named("backward", loop.backward, edge),
+        update=_named("update", loop.update, edge),
     )
     synchronize(device)
     with profile(activities=activities) as profiled:
@@ -55,10 +56,26 @@ def _watched_step(loop: Loop, step: Callable[[Loop], None], device: torch.device
     return said(profiled.events() or (), step_s, cuda=device.type == "cuda")
 
 
-def _named(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _edge(device: torch.device) -> Callable[[], object]:
+    """What to run at both ends of a part, so that the profiler sees all of it on the device.
+
+    There a range spans the kernels launched by its own thread, and in no range inside it. Those of
+    a backward pass are launched by autograd's thread, and optimizers open ranges of their own.
+    """
+    if device.type == "cpu":
+        return lambda: None
+    return torch.zeros((), device=device).zero_  # one kernel, in the order of the stream
+
+
+def _named(
+    part: str, function: Callable[..., Any], edge: Callable[[], object]
+) -> Callable[..., Any]:
     def run(*arguments: Any) -> Any:
         with record_function(PREFIX + part):
-            return function(*arguments)
+            edge()
+            result = function(*arguments)
+            edge()
+        return result
 
     return run
 
@@ -77,12 +94,11 @@ def said(events: Iterable[Any], step_s: float, *, cuda: bool) -> Communication:
         when = (event.time_range.start / 1e6, event.time_range.end / 1e6)
         if name.startswith(PREFIX):
             parts[name.removeprefix(PREFIX)].append(when)
+        elif cuda and event.is_user_annotation:
+            continue  # a span around kernels, not one of them
         elif name.startswith(("nccl", "gloo:")):
             running.append(when)
-        elif cuda:
-            if not event.is_user_annotation:  # a span around kernels, not one of them
-                computing.append(when)
-        elif name.startswith("aten::") and not event.cpu_children:
+        elif cuda or (name.startswith("aten::") and not event.cpu_children):
             computing.append(when)
     shares = {
         part: exposed(_within(running, when), _within(computing, when)) / total(when)

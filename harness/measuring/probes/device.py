@@ -79,9 +79,14 @@ class DeviceSampler:
     def between(self, began_s: float, ended_s: float, own: Sequence[int]) -> DeviceState | None:
         """The device's state in a stretch of `time.monotonic()`; `own` are processes of the case.
 
-        None where nothing was sampled in it: there is no driver, or the stretch was too short.
+        A stretch that was too short for a sample is told by those next to it. None where there is
+        nothing: no driver.
         """
         samples = [one for one in self.samples if began_s <= one.at_s <= ended_s]
+        if not samples:
+            before = [one for one in self.samples if one.at_s < began_s]
+            after = [one for one in self.samples if one.at_s > ended_s]
+            samples = [*before[-1:], *after[:1]]
         if not samples:
             return None
         clocks = [one.clock_mhz for one in samples if one.clock_mhz is not None]

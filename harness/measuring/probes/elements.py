@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import torch
+
 from harness.measuring.probes.memory import (
     local,
     optimizer_state,
@@ -14,17 +16,19 @@ from harness.measuring.probes.memory import (
 from harness.training.types import Loop
 
 
-def elements(loop: Loop) -> dict[str, Any]:
-    """The fields of Counters about this rank's parameters and its optimizer's state."""
+def elements(loop: Loop, device: torch.device) -> dict[str, Any]:
+    """The fields of Counters about this rank's parameters and its optimizer's state.
+
+    `device` is what the loop computes on: state elsewhere is on the host.
+    """
     groups = own_optimizer(loop).param_groups
-    home = next(loop.model.parameters()).device.type
     kept: Counter[str] = Counter()
     on_host = 0
     for name, tensor in optimizer_state(loop):
         if name != "step":
             for part in plain_tensors(tensor):
                 kept[str(part.dtype).removeprefix("torch.")] += part.numel()
-                on_host += part.numel() if part.device.type != home else 0
+                on_host += part.numel() if part.device.type != device.type else 0
     return {
         "elements": sum(local(parameter).numel() for parameter in loop.model.parameters()),
         "trained_elements": sum(local(one).numel() for group in groups for one in group["params"]),

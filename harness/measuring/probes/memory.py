@@ -1,8 +1,9 @@
 """Peak memory by phase, and what a steady step's memory is made of.
 
-On CUDA the caching allocator's own statistics. On the CPU the allocator's running total as torch's
-profiler reports it, which was within 0.4% of a count of malloc; the resident set is useless as a
-peak of tensors. The two are not comparable: `method` says which it was.
+On CUDA the caching allocator's own statistics, and what CUDA graphs use beside them. On the CPU the
+allocator's running total as torch's profiler reports it, which was within 0.4% of a count of
+malloc; the resident set is useless as a peak of tensors. The two are not comparable: `method` says
+which it was.
 """
 
 from __future__ import annotations
@@ -47,7 +48,12 @@ def memory_probe(device: torch.device) -> MemoryProbe:
 
 
 class CudaMemory:
-    """Peaks of torch's CUDA caching allocator, and the driver's figure for this process."""
+    """Peaks of torch's CUDA caching allocator, and the driver's figure for this process.
+
+    A CUDA graph that is replayed uses its private pool without the allocator's books. A pool that
+    is there before the run is therefore counted as if it were full: an upper bound. What records a
+    graph is in the books.
+    """
 
     method = "CUDA caching allocator"
 
@@ -57,16 +63,25 @@ class CudaMemory:
     def watch(self, run: Callable[[], T]) -> tuple[T, Peak]:
         torch.cuda.synchronize(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
+        unbooked_bytes = self._unbooked_bytes()
         result = run()
         torch.cuda.synchronize(self.device)
         return result, Peak(
-            allocated_bytes=torch.cuda.max_memory_allocated(self.device),
+            allocated_bytes=torch.cuda.max_memory_allocated(self.device) + unbooked_bytes,
             reserved_bytes=torch.cuda.max_memory_reserved(self.device),
             process_bytes=_driver_bytes(self.device),
         )
 
     def apart(self, load: Callable[[], T]) -> T:
         return load()  # data wait in host memory, which is not counted
+
+    def _unbooked_bytes(self) -> int:
+        """What private pools of this device hold beyond what the books say is allocated there."""
+        return sum(
+            segment["total_size"] - segment["allocated_size"]
+            for segment in torch.cuda.memory_snapshot()
+            if segment["device"] == self.device.index and segment["segment_pool_id"] != (0, 0)
+        )
 
 
 class CpuMemory:
@@ -143,19 +158,21 @@ def distinct_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(storage.nbytes() for storage in storages.values())
 
 
-def categories(loop: Loop) -> dict[str, int]:
-    """Bytes that this rank holds of parameters, gradients and optimizer state.
+def categories(loop: Loop, device: torch.device) -> dict[str, int]:
+    """Bytes that this rank holds of parameters, gradients and optimizer state on the device.
 
-    To be called between backward and update.
+    What is offloaded is no part of the device's peak. To be called between backward and update.
     """
+
+    def there(tensors: Iterable[Tensor]) -> int:
+        parts = (part for tensor in tensors for part in plain_tensors(tensor))
+        return distinct_bytes(part for part in parts if part.device.type == device.type)
+
     parameters = list(loop.model.parameters())
-    home = parameters[0].device.type
-    # Offloaded state is no part of the device's peak.
-    state = (one for _, one in optimizer_state(loop) if one.device.type == home)
     return {
-        "parameter_bytes": distinct_bytes(parameters),
-        "gradient_bytes": distinct_bytes(p.grad for p in parameters if p.grad is not None),
-        "optimizer_bytes": distinct_bytes(state),
+        "parameter_bytes": there(parameters),
+        "gradient_bytes": there(p.grad for p in parameters if p.grad is not None),
+        "optimizer_bytes": there(one for _, one in optimizer_state(loop)),
     }
 
 
@@ -227,4 +244,5 @@ def _driver_bytes(device: torch.device) -> int | None:
         processes = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
     except pynvml.NVMLError:
         return None
-    return next((one.usedGpuMemory for one in processes if one.pid == os.getpid()), None)
+    # In a PID namespace some drivers know our number there, but no memory by it: 0 bytes.
+    return next((one.usedGpuMemory or None for one in processes if one.pid == os.getpid()), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -12,6 +13,19 @@ import psutil
 # A quiet 2-core machine stayed below both in every window; a busy neighbour takes a core.
 STOLEN_SHARE = 0.05
 FOREIGN_CORES = 0.25
+# Of the cores that a case leaves free, others may have this share: on a large host they then find
+# room beside it, and on 2 cores a case of one process bears no more than the above.
+FREE_SHARE = 0.25
+
+
+def free_cores(processes: int) -> int:
+    """How many processors a case of so many busy processes leaves free."""
+    return max(0, len(os.sched_getaffinity(0)) - processes)
+
+
+def tolerated_cores(processes: int) -> float:
+    """How many processors others may keep busy beside a case of so many busy processes."""
+    return max(FOREIGN_CORES, FREE_SHARE * free_cores(processes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,13 +59,16 @@ class HostLoad:
         foreign_s = later.busy_s - self.busy_s - later.own_s + self.own_s
         return (later.stolen_s - self.stolen_s) / wall_s, foreign_s / wall_s
 
-    def disturbances(self, later: HostLoad) -> tuple[str, ...]:
-        """What disturbed the time between two readings, one line each."""
+    def disturbances(self, later: HostLoad, tolerated: float) -> tuple[str, ...]:
+        """What disturbed the time between two readings, one line each.
+
+        `tolerated` is how many processors others may have kept busy.
+        """
         stolen, foreign = self.shares(later)
         told = []
         if stolen > STOLEN_SHARE:
             told.append("the hypervisor took processor time")
-        if foreign > FOREIGN_CORES:
+        if foreign > tolerated:
             told.append("other processes kept processors busy")
         return tuple(told)
 
