@@ -1,9 +1,9 @@
 """Do the intervals keep their promise? The default sweep, again and again under a changing load.
 
 Not for ASV: `make agreement` measures what `make bench` does on one rank, in 8 rounds, twice, while
-other processes keep processors busy or leave them alone at random. It prints how often a sweep's
-ratios lie in the other's intervals, beside how often they would if nothing but chance told the two
-apart. Sweeps lie under results/agreement/<machine>/; an interrupted one is gone on with.
+other processes keep processors busy or leave them alone at random. It prints how often the second
+sweep's ratios lie in the first's intervals, beside how often they would if nothing but chance told
+the two apart. Sweeps lie under results/agreement/<machine>/; an interrupted one is gone on with.
 """
 
 import argparse
@@ -168,7 +168,8 @@ def report(files: Sequence[RunFile]) -> str:
             tabulate(map(_described, files), headers="keys", tablefmt="pipe"),
             "",
             "*Promised* is how often chance alone does it, whatever the distribution: two draws of "
-            "as many rounds, the same intervals. In brackets: 95% Clopper-Pearson intervals.",
+            "as many rounds, the same intervals. In brackets: 95% Clopper-Pearson intervals, as if "
+            "the cases of a sweep, which share its load, were independent.",
             "",
             rates(files),
             "",
@@ -195,10 +196,10 @@ def _described(file: RunFile) -> dict[str, str]:
 
 
 def rates(files: Sequence[RunFile]) -> str:
-    """How often sweeps agreed, each with each, beside what was promised."""
+    """How often later sweeps agreed with earlier ones, beside what was promised."""
     pairs = [
         pair
-        for first, second in itertools.permutations(files, 2)
+        for first, second in itertools.combinations(files, 2)
         for pair in compared(first, second)
     ]
     seen = [agreement(*pair) for pair in pairs]
@@ -210,7 +211,9 @@ def rates(files: Sequence[RunFile]) -> str:
         for first, second in pairs
     ]
     rows = []
-    for index, what in enumerate(("the other's ratio in the interval", "both intervals overlap")):
+    for index, what in enumerate(
+        ("the later ratio in the earlier interval", "both intervals overlap")
+    ):
         count = sum(one[index] for one in seen)
         low, high = binomtest(count, len(seen)).proportion_ci(0.95, method="exact")
         rows.append(

@@ -38,6 +38,7 @@ class Counters(Jsonable):
             needs them (parameters and inputs not counted); the largest micro-batch.
         blocks: repeated blocks in the model.
         recomputed_blocks: index of every block whose forward ran again during backward, in order.
+        recomputed_flops: floating-point operations of recomputed products.
         recomputed_products: matrix products, convolutions and attention that ran during a
             recomputation.
         loss_scale: the value backward started from over the loss that forward returned.
@@ -49,16 +50,21 @@ class Counters(Jsonable):
         ranks: that the case asked for.
         replicas: devices that products ran on in this process: several under DataParallel.
         group_ranks: ranks of the process group; 0 where there is none.
-        bucketed_gradients: gradients that lie in one storage with others: in DDP's buckets.
-        static_graph: whether DDP's reducer takes the graph for one that never changes.
+        bucketed_gradients: gradients that lie in one storage with others, as in DDP's buckets.
+        bucket_view, static_graph: what DDP's reducer says of itself: whether gradients lie in its
+            buckets, and whether it takes the graph for one that never changes.
         sharded_parameters: parameters of which this rank holds a shard.
-        trained_bytes: of all parameters that are trained, whole ones where they are sharded.
-        trained_blocks: blocks that hold any of them.
+        trained_bytes: of all parameters that had a gradient, whole ones where they are sharded.
+        trained_blocks: blocks that hold any that are trained.
         collective_calls: collectives of this rank by kind, `{"all_reduce": 2}`.
         collective_bytes: their payload by kind, each the size of the whole tensor: what an
             all-reduce works on, what an all-gather yields, what a reduce-scatter is given.
         elements: parameters' elements that this rank holds.
         trained_elements: those of them that its optimizer was given.
+        updated_elements: those of them that had a gradient.
+        large_elements: those of them again in tensors that 8-bit optimizers take: of 4096 elements
+            or more, in whole blocks of 256.
+        gradient_elements: elements that this rank holds of all gradients.
         frozen_gradients: parameters that are not trained and had a gradient all the same.
         host_state_elements: elements of its optimizer's state in host memory, where the loop
             computes elsewhere.
@@ -69,6 +75,7 @@ class Counters(Jsonable):
             scaler skipped the step.
         zero_gradients: share of the elements of those gradients, this rank's, that are exactly 0.
         learning_rates: those of the first applied updates, of the first parameter group.
+        other_learning_rates: the same of each other group.
         state_elements: elements of its optimizer's state by type, step counters not counted.
         compiled_calls: calls into compiled graphs, those of the loss left out, in a step that was
             not forced to be eager.
@@ -86,6 +93,7 @@ class Counters(Jsonable):
     recomputed_products: int
     loss_scale: float
     batched_flops: Mapping[str, int] = field(default_factory=dict)
+    recomputed_flops: int = 0
     shares: float = 1.0
     parameters_changed: bool = True
     loader_processes: int = 0
@@ -97,6 +105,7 @@ class Counters(Jsonable):
     replicas: int = 1
     group_ranks: int = 0
     bucketed_gradients: int = 0
+    bucket_view: bool = False
     static_graph: bool = False
     sharded_parameters: int = 0
     trained_bytes: int = 0
@@ -105,6 +114,9 @@ class Counters(Jsonable):
     collective_bytes: Mapping[str, int] = field(default_factory=dict)
     elements: int = 0
     trained_elements: int = 0
+    updated_elements: int = 0
+    large_elements: int = 0
+    gradient_elements: int = 0
     frozen_gradients: int = 0
     host_state_elements: int = 0
     saved_host_bytes: int = 0
@@ -112,6 +124,7 @@ class Counters(Jsonable):
     applied_norm: float | None = None
     zero_gradients: float = 0.0
     learning_rates: tuple[float, ...] = ()
+    other_learning_rates: tuple[tuple[float, ...], ...] = ()
     state_elements: Mapping[str, int] = field(default_factory=dict)
     compiled_calls: int = 0
 

@@ -12,6 +12,8 @@ from harness.core import Record, Round
 from harness.observed import Measurement
 
 MINIMUM_ROUNDS_FOR_INTERVAL = 6
+# Of a step: waiting for data that a median would hide matters beyond it.
+HIDDEN_SHARE = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,15 +26,29 @@ class Estimate:
     rounds: int
 
 
-def step_s(measurement: Measurement) -> float:
-    """The timed step of one process in seconds: the median, or the mean where workers load.
+def step_s(measurement: Measurement, *beside: Measurement) -> float:
+    """The timed step of one process in seconds: the median, or the mean where data come in bursts.
 
-    Workers deliver in bursts: one step in so many waits for all of them, and a median would hide
-    the whole cost of loading.
+    Then one step in so many waits for all of them, and a median would hide the whole cost of
+    loading. What it is held `beside` decides with it: a ratio is of one statistic.
     """
-    if measurement.counters.loader_processes:
+    if any(map(waits_in_bursts, (measurement, *beside))):
         return statistics.fmean(measurement.step_s)
     return statistics.median(measurement.step_s)
+
+
+def waits_in_bursts(measurement: Measurement) -> bool:
+    """Whether workers load, or a few steps wait for their data much longer than most."""
+    if measurement.counters.loader_processes or not measurement.data_wait_s:
+        return bool(measurement.counters.loader_processes)
+    waits_s = measurement.data_wait_s
+    hidden_s = statistics.fmean(waits_s) - statistics.median(waits_s)
+    return hidden_s > HIDDEN_SHARE * statistics.fmean(measurement.step_s)
+
+
+def step_ratio(baseline: Measurement, case: Measurement) -> float:
+    """The baseline's step over the case's: above 1 the case is faster."""
+    return step_s(baseline, case) / step_s(case, baseline)
 
 
 def estimate(values: Sequence[float], *, widened: bool = False) -> Estimate:
@@ -99,7 +115,7 @@ def speedup(record: Record) -> Estimate:
     Of a case whose batch has grown, by the same factor: the ratio of throughputs.
     """
     factor = record.case.batch_factor
-    return _per_round(record, lambda baseline, case: factor * step_s(baseline) / step_s(case))
+    return _per_round(record, lambda baseline, case: factor * step_ratio(baseline, case))
 
 
 def memory_ratio(record: Record) -> Estimate:
@@ -121,7 +137,7 @@ def useful_flops(record: Record) -> float:
     return min(
         min(
             one.baseline.counters.flops * record.case.batch_factor,
-            one.case.counters.flops * record.case.ranks,
+            (one.case.counters.flops - one.case.counters.recomputed_flops) * record.case.ranks,
         )
         for one in judged(record)
     )

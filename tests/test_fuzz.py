@@ -67,6 +67,11 @@ def test_combinations_and_workloads(seed):
     assert refused > 2 * MANY
 
 
+def test_endless_numbers():
+    for word in ("accum", "ckpt", "workers", "lora", "warmup"):
+        assert one_line(parse, word + "9" * 5000)
+
+
 CONFIGURATION = Path(__file__).resolve().parents[1] / "asv.conf.json"
 MACHINE_FILE = {"machine": "here", "cpu": "Test CPU", "num_cpu": "2", "ram": "8 GiB", "version": 1}
 

@@ -146,6 +146,19 @@ def test_a_record_without_rounds_has_no_ratio():
         stats.speedup(record(case("bf16"), outcome=Outcome(kind="failed", reason="why")))
 
 
+def test_a_ratio_is_of_one_statistic_where_either_side_waits_in_bursts():
+    """Without workers, one step of four loads for all; with one, all wait a little."""
+    alone = replace(measurement([0.01, 0.01, 0.01, 0.17]), data_wait_s=(0, 0, 0, 0.16))
+    worker = measurement([0.05] * 4)
+    worker = replace(worker, counters=replace(worker.counters, loader_processes=1))
+    assert stats.step_s(alone) == pytest.approx(0.05)
+    assert stats.step_ratio(alone, worker) == pytest.approx(1.0)
+    plain = measurement([0.05, 0.05, 0.05, 0.25])  # slow once for no want of data
+    assert stats.step_s(plain) == pytest.approx(0.05)
+    assert stats.step_s(plain, worker) == pytest.approx(0.1)
+    assert stats.step_ratio(plain, worker) == pytest.approx(2.0)
+
+
 def test_a_step_is_the_mean_where_workers_deliver_in_bursts():
     bursts = measurement([0.001, 0.001, 0.001, 0.197])
     assert stats.step_s(bursts) == 0.001

@@ -44,7 +44,7 @@ class Quantity:
 
 
 def _speed(baseline: Measurement, case: Measurement) -> float:
-    return stats.step_s(baseline) / stats.step_s(case)
+    return stats.step_ratio(baseline, case)
 
 
 def _memory(baseline: Measurement, case: Measurement) -> float:

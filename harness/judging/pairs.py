@@ -28,6 +28,7 @@ from harness.measuring.probes.device import DeviceSampler, disturbances
 from harness.measuring.probes.surroundings import HostLoad, free_cores
 from harness.measuring.settings import Settings
 from harness.observed import Measurement
+from harness.stats import waits_in_bursts
 from harness.verdicts import Block, Method, Order, Pair, Side, Summary
 
 # Blocks a side in a ping-pong pair. Even: each side begins half of them.
@@ -74,12 +75,12 @@ def alternate(
 def method_for(
     reference: Measurement, candidate: Measurement, *, ranks: int, machine: Mapping[str, Any]
 ) -> Method:
-    """Ping-pong for one process without loader workers; on a GPU only where both fit there.
+    """Ping-pong for one process that does not wait for data; on a GPU only where both fit there.
 
     Workers would load for one side while the other is timed, ranks would have to wait together.
     """
     both = (reference, candidate)
-    if ranks > 1 or any(one.counters.loader_processes or one.counters.group_ranks for one in both):
+    if ranks > 1 or any(waits_in_bursts(one) or one.counters.group_ranks for one in both):
         return "whole processes"
     if device_type(machine) == "cuda":
         room_bytes = DEVICE_SHARE * min(gpu["memory_bytes"] for gpu in machine["gpus"])
@@ -150,7 +151,7 @@ class Ring:
         both = {role: self.measurement(role) for role in _roles(order)}
         blocks = {role: (Block(step_s=one.step_s, cpu_s=one.cpu_s),) for role, one in both.items()}
         loaders = max(one.counters.loader_processes for one in both.values())
-        summary: Summary = "mean" if loaders else self._summary
+        summary: Summary = "mean" if any(map(waits_in_bursts, both.values())) else self._summary
         busy = loaders + max(side.case.ranks for side in self._sides.values())
         told = [line for one in both.values() for line in one.disturbances]
         return _told("whole processes", order, summary, blocks, before, busy, told)

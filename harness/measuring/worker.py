@@ -145,7 +145,12 @@ class Subject:
         tokens = round(statistics.fmean(self.tokens))
         steady_peak, categories = self._steady_memory(probe)
         pause_s, counted = self._count()
-        counted = dataclasses.replace(counted, learning_rates=tuple(parity.learning_rates))
+        rates = [*zip(*parity.learning_rates, strict=True)]  # of each parameter group
+        counted = dataclasses.replace(
+            counted,
+            learning_rates=next(iter(rates), ()),
+            other_learning_rates=tuple(rates[1:]),
+        )
         communication = self._communication()
         self.group.worst(0.0)  # none leaves while another still needs it
         measurement = Measurement(

@@ -169,15 +169,9 @@ def _row(record: Record, machine: Mapping[str, Any]) -> Row:
     processes = [one.case for one in judged]
     aside = [one for one in record.rounds if one not in judged]
     medians = _medians(processes)
-    flops = stats.useful_flops(record)
-    chosen = record.case.combination.techniques
-    # 8-bit layers have another peak than the precision around them.
-    precision = "unknown" if "quantization" in chosen else chosen.get("precision", "fp32")
     figures = Figures(
         **medians,
-        utilization=utilization(
-            flops, medians["step_s"], record.case.ranks, peak_flops_per_s(machine, precision)
-        ),
+        utilization=_utilization(record, medians["step_s"], machine),
         speedup=stats.speedup(record),
         memory_ratio=stats.memory_ratio(record),
         loss_difference=stats.loss_difference(record) if record.case.batch_factor == 1 else None,
@@ -192,6 +186,17 @@ def _row(record: Record, machine: Mapping[str, Any]) -> Row:
         unproved=record.rounds[0].case.unproved,
     )
     return Row(case=record.case, outcome=record.outcome, figures=figures)
+
+
+def _utilization(record: Record, step_s: float, machine: Mapping[str, Any]) -> float | None:
+    """None where it cannot be told: 8-bit layers have another peak than the precision around
+    them, and the products inside fused RNNs are not counted."""
+    operators = record.rounds[0].case.counters.operators
+    chosen = record.case.combination.techniques
+    if "quantization" in chosen or any("rnn" in name for name in operators):
+        return None
+    peak = peak_flops_per_s(machine, chosen.get("precision", "fp32"))
+    return utilization(stats.useful_flops(record), step_s, record.case.ranks, peak)
 
 
 def _baseline_row(case: Case, records: Sequence[Record]) -> Row:

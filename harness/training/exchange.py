@@ -37,8 +37,8 @@ def proof_replicated(
     """DDP reduces every gradient once a step, in its buckets or beside them."""
 
     def proof(counters: Counters, plan: Plan) -> str | None:
-        if bool(counters.bucketed_gradients) != bucket_view:
-            return f"{counters.bucketed_gradients} gradients lay in DDP's buckets"
+        if counters.bucket_view != bucket_view or counters.bucketed_gradients < bucket_view:
+            return f"gradients lay {'in' if counters.bucket_view else 'beside'} DDP's buckets"
         if counters.static_graph != static_graph:
             return f"its graph was {'taken' if counters.static_graph else 'not taken'} for static"
         return _reduced(counters, plan)

@@ -1,6 +1,7 @@
 """Workloads of a user's own, as strange as they come."""
 
 import math
+import time
 from dataclasses import replace
 
 import torch
@@ -306,3 +307,69 @@ class Much(Points):
 
 def much_data(when):
     return replace(plain(), dataset=lambda: Much(when))
+
+
+class Unused(Perceptron):
+    """A part that no loss depends on, as a published model's pooler."""
+
+    def __init__(self):
+        super().__init__()
+        self.pooler = nn.Linear(WIDTH, 100)
+
+
+def with_an_unused_part():
+    return replace(plain(), model=Unused)
+
+
+class Joined(nn.Module):
+    """Two weights used as one: their gradients are views of the same tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = (nn.Parameter(torch.randn(2, WIDTH)) for _ in range(2))
+
+    def forward(self, features):
+        return functional.linear(features, torch.cat([self.one, self.other]))
+
+
+def joined():
+    return replace(plain(), model=Joined)
+
+
+class Factors(nn.Module):
+    """A table of points and one of classes, and no matrix product."""
+
+    def __init__(self):
+        super().__init__()
+        self.points, self.bias = nn.Embedding(32, CLASSES), nn.Parameter(torch.zeros(CLASSES))
+
+    def forward(self, features):
+        return self.points((features[:, 0].abs() * 8).long() % 32) * 2 + self.bias
+
+
+def without_products():
+    return replace(plain(), model=Factors)
+
+
+def amsgrad():
+    return replace(
+        plain(), optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=3e-4, amsgrad=True)
+    )
+
+
+class Bursts(Points):
+    """Every 8th batch of 8 is waited for; the others are at hand."""
+
+    def __init__(self):
+        super().__init__(lambda features, label: (features, label))
+        self.asked = 0
+
+    def __getitem__(self, index):
+        self.asked += 1
+        if self.asked % 64 == 0:
+            time.sleep(0.2)
+        return super().__getitem__(index)
+
+
+def in_bursts():
+    return replace(plain(), dataset=Bursts)

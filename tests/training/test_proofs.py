@@ -122,6 +122,7 @@ def test_what_only_a_device_does_is_seen_by_its_own_counters():
 
 def test_a_part_of_it_is_not_enough():
     plain = replace(counters_of("baseline"), **ON_A_DEVICE)
+    half_updated = {"updated_elements": 1000, "state_elements": {"float32": 1000}}
     partly = {
         "offload-activations": {"saved_host_bytes": 500},
         "offload-optimizer": {"host_state_elements": 100},
@@ -129,9 +130,23 @@ def test_a_part_of_it_is_not_enough():
         "dataparallel": {"replicas": 2, "ranks": 4},
         "ddp": {"ranks": 4, "group_ranks": 2, "collective_bytes": {"all_reduce": 10**9}},
         "bf16": {
-            "matmul_flops": {"float32": 60, "bfloat16": 90},
+            "matmul_flops": {"float32": 60, "bfloat16": 190},
             "batched_flops": {"bfloat16": 40},
         },
+        "sgd": {"gradient_elements": 2000, **half_updated},
+        "adamw-fused": {
+            **half_updated,
+            "gradient_elements": 2000,
+            "state_elements": {"float32": 2000},
+            "operators": {"aten._fused_adamw_": 1},
+        },
+        "adafactor": {**half_updated, "gradient_elements": 1000},
+        "adam8bit": {"large_elements": 800, "state_elements": {"float32": 600, "uint8": 400}},
+        "warmup4": {
+            "learning_rates": (1.0, 2.0, 3.0, 4.0, 4.0),
+            "other_learning_rates": ((4.0,) * 5,),
+        },
+        "constant-rate": {"other_learning_rates": ((1.0, 2.0, 3.0, 4.0, 4.0),)},
         "fp32": {
             "matmul_flops": {"float32": 80, "bfloat16": 20},
             "batched_flops": {"bfloat16": 20},

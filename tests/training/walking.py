@@ -141,7 +141,9 @@ class Walk:
                 ranks=ranks,
                 **elements(loop, CPU),
             )
-        counters = replace(counters, learning_rates=tuple(parity.learning_rates))
+        counters = replace(
+            counters, learning_rates=tuple(rates[0] for rates in parity.learning_rates)
+        )
         objections = (
             f"{technique.name}: {reason}"
             for axis, technique in zip(AXES, chosen_techniques(combination), strict=True)

@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from harness.measuring.probes.elements import gradients
 from harness.measuring.probes.memory import local, plain_tensors
 from harness.measuring.probes.parity import whole_norm
 from harness.measuring.probes.rounding import Rounding
@@ -54,6 +55,7 @@ def count(loop: Loop, step: Callable[[Loop], None], **known: Any) -> Counters:
     shares: list[float] = []
     losses: list[Tensor] = []
     norms: list[float | None] = []
+    held: dict[str, Any] = {}
 
     def forward(batch: Batch) -> Tensor:
         calls["forwards"] += 1
@@ -69,7 +71,7 @@ def count(loop: Loop, step: Callable[[Loop], None], **known: Any) -> Counters:
         calls["frozen_gradients"] += sum(one.grad is not None for one in frozen)
         with _disable_current_modes():
             norms.append(_unscaled_norm(loop))
-            calls["bucketed_gradients"] = _bucketed(loop.model)
+            held.update(gradients(loop), bucketed_gradients=_bucketed(loop.model))
         loop.update()
 
     before, scale = _checksums(loop.model), loop.loss_scale()
@@ -98,18 +100,18 @@ def count(loop: Loop, step: Callable[[Loop], None], **known: Any) -> Counters:
         blocks=len(loop.blocks),
         recomputed_blocks=tuple(recomputed),
         recomputed_products=operators.recomputed_products,
+        recomputed_flops=operators.recomputed_flops,
         loss_scale=max(scales, default=0.0),
         replicas=len(operators.devices),
         group_ranks=dist.get_world_size() if dist.is_initialized() else 0,
-        bucketed_gradients=calls["bucketed_gradients"],
-        static_graph=_static_graph(loop.model),
+        **_reducer(loop.model),
         sharded_parameters=sum(isinstance(p, DTensor) for p in loop.model.parameters()),
-        trained_bytes=_payload_bytes([p for p in loop.model.parameters() if p.requires_grad]),
         trained_blocks=sum(
             any(p.requires_grad for p in block.parameters()) for block in loop.blocks
         ),
         collective_calls=dict(operators.collective_calls),
         collective_bytes=dict(operators.collective_bytes),
+        **held,
         **known,
     )
 
@@ -132,7 +134,7 @@ class _Operators(TorchDispatchMode):
         self.devices: set[torch.device] = set()  # where products ran
         self.flops = 0
         self.rounding = Rounding()
-        self.recomputed_products = 0
+        self.recomputed_products = self.recomputed_flops = 0
         self.saved_bytes = 0
         self.saved_host_bytes = 0
         self._made: dict[int, tuple[StorageWeakRef, int, str]] | None = None
@@ -198,7 +200,9 @@ class _Operators(TorchDispatchMode):
         self.matmul_flops[name] += amount
         if is_batched(func):
             self.batched_flops[name] += amount
-        self.recomputed_products += recomputing()
+        if recomputing():
+            self.recomputed_products += 1
+            self.recomputed_flops += amount
         if kind == torch.float32:
             self.rounding.look(func, args, kwargs, result)
 
@@ -297,11 +301,15 @@ def _bucketed(model: nn.Module) -> int:
     return sum(gradients for gradients in held.values() if gradients > 1)
 
 
-def _static_graph(model: nn.Module) -> bool:
+def _reducer(model: nn.Module) -> dict[str, Any]:
     """What DDP's reducer says of itself."""
     if not isinstance(model, DistributedDataParallel):
-        return False
-    return bool(model._get_ddp_logging_data().get("static_graph", False))
+        return {}
+    said = model._get_ddp_logging_data()
+    return {
+        "bucket_view": bool(said.get("gradient_as_bucket_view")),
+        "static_graph": bool(said.get("static_graph")),
+    }
 
 
 def _unscaled_norm(loop: Loop) -> float | None:

@@ -15,6 +15,23 @@ from harness.measuring.probes.memory import (
 )
 from harness.training.types import Loop
 
+# What torchao leaves in 32 bits is smaller, or no whole number of its blocks; bitsandbytes takes
+# more.
+LEAST_8_BIT, BLOCK = 4096, 256
+
+
+def gradients(loop: Loop) -> dict[str, int]:
+    """The fields of Counters about gradients; to be called between backward and update."""
+    own = [p for group in own_optimizer(loop).param_groups for p in group["params"]]
+    sizes = [local(p).numel() for p in own if p.grad is not None]
+    everywhere = [p for p in loop.model.parameters() if p.grad is not None]
+    return {
+        "updated_elements": sum(sizes),
+        "large_elements": sum(n for n in sizes if n >= LEAST_8_BIT and n % BLOCK == 0),
+        "gradient_elements": sum(local(p).numel() for p in everywhere),
+        "trained_bytes": sum(p.numel() * p.element_size() for p in everywhere),
+    }
+
 
 def elements(loop: Loop, device: torch.device) -> dict[str, Any]:
     """The fields of Counters about this rank's parameters and its optimizer's state.

@@ -27,7 +27,7 @@ class Parity:
 
     losses: list[float] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
-    learning_rates: list[float] = field(default_factory=list)
+    learning_rates: list[tuple[float, ...]] = field(default_factory=list)  # of each group
     skipped: int = 0
 
     def observe(self, loop: Loop, host: HostBatch, site: Site) -> None:
@@ -37,12 +37,12 @@ class Parity:
             # A repeated batch meets the same dropout.
             draws()
             before = loop.loss_scale()
-            rate = float(loop.optimizer.param_groups[0]["lr"])
+            rates = tuple(float(group["lr"]) for group in loop.optimizer.param_groups)
             loss, norm = _observed_step(loop, host, site)
             if loop.loss_scale() >= before:
                 self.losses.append(loss)
                 self.grad_norms.append(norm)
-                self.learning_rates.append(rate)
+                self.learning_rates.append(rates)
                 return
             self.skipped += 1
         self.losses.append(float("nan"))

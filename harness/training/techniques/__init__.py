@@ -77,7 +77,7 @@ def find(name: str) -> tuple[Axis, Technique]:
         for technique in axis.techniques:
             if name in (technique.name, *technique.also):
                 return axis, technique
-    word, number = re.fullmatch(r"(.*?)(\d*)", name, re.DOTALL).groups()  # type: ignore[union-attr]
+    word, number = re.fullmatch(r"(.*?)(\d{0,9})", name, re.DOTALL).groups()  # type: ignore[union-attr]
     for axis in AXES:
         if number and word in axis.families:
             return axis, axis.families[word](int(number))

@@ -46,6 +46,11 @@ def _groups(make: MakeOptimizer, parameters: Any, kind: type, defaults: dict[str
     """The workload's own parameter groups, with its own values of `defaults` if it is a `kind`."""
     own = make(parameters)
     taken = isinstance(own, kind)
+    for option in ("amsgrad", "maximize"):
+        if any(group.get(option) for group in own.param_groups):
+            raise Unsupported(
+                f"the workload's own optimizer is {option}, which the optimizers here are not"
+            )
     return [
         {"params": group["params"]}
         | {name: group[name] if taken else value for name, value in defaults.items()}
@@ -110,14 +115,24 @@ def _updated_by(copies: int, operator: str | None = None) -> Callable[[Counters,
     """`copies` of every trained element in the state, and an update by such operators."""
 
     def proof(counters: Counters, plan: Plan) -> str | None:
-        kept, expected = sum(counters.state_elements.values()), copies * counters.trained_elements
+        kept, expected = sum(counters.state_elements.values()), copies * _updated(counters)
         if kept != expected:
             return f"the optimizer keeps {kept} elements, not {expected}"
+        if counters.group_ranks == 0 and counters.updated_elements < counters.gradient_elements:
+            return (
+                f"{counters.updated_elements} elements were updated of "
+                f"{counters.gradient_elements} that had a gradient"
+            )
         if operator and not any(operator in name for name in counters.operators):
             return f"no operator {operator}… ran in the update"
         return None
 
     return proof
+
+
+def _updated(counters: Counters) -> int:
+    """Elements with a gradient; all that are trained where backward has moved gradients away."""
+    return counters.updated_elements if counters.gradient_elements else counters.trained_elements
 
 
 def _proof_loop(counters: Counters, plan: Plan) -> str | None:
@@ -129,18 +144,20 @@ def _proof_loop(counters: Counters, plan: Plan) -> str | None:
 
 def _proof_sublinear(counters: Counters, plan: Plan) -> str | None:
     kept = sum(counters.state_elements.values())
-    if 0 < kept < 2 * counters.trained_elements:
+    if 0 < kept < _updated(counters):
         return None
     return (
-        f"the optimizer keeps {kept} elements for {counters.trained_elements} parameters: its "
+        f"the optimizer keeps {kept} elements for {_updated(counters)} parameters: its "
         "second moment is not factored"
     )
 
 
 def _proof_8_bit(counters: Counters, plan: Plan) -> str | None:
-    if counters.state_elements.get("uint8", 0) > 0:
+    in_8_bits, expected = counters.state_elements.get("uint8", 0), 2 * counters.large_elements
+    if in_8_bits >= max(1, expected):
         return None
-    return f"the optimizer's state is {', '.join(counters.state_elements) or 'empty'}, not 8-bit"
+    told = ", ".join(f"{n} of {kind}" for kind, n in counters.state_elements.items()) or "empty"
+    return f"the optimizer's state is {told}, not {expected} elements in 8 bits"
 
 
 def _refuses_shards(name: str, why: str) -> Callable[[Workload, Case], str | None]:

@@ -13,13 +13,15 @@ from torch import nn
 from harness.core import Case
 from harness.machine import device_type
 from harness.observed import Counters
-from harness.training.types import Axis, Plan, Site, Technique
+from harness.training.types import Axis, Plan, Site, Technique, Unsupported
 
 # float32 products err by about 1e-7 against float64 (fast convolutions by 1e-6, 50,304 terms added
 # one after another by 4e-6), TF32's 10-bit mantissa by about 3e-4.
 TF32_ERROR = 3e-5
 # A loss that is not scaled goes backward as it is, up to a rounding error of its own type.
 SCALED = 1.01
+# Of the products outside attention: what a model keeps in 32 bits on purpose is less.
+LEAST_SHARE = 0.75
 
 
 def _float32_products(tf32: bool) -> Any:
@@ -58,7 +60,7 @@ def _outside_attention(counters: Counters) -> Mapping[str, int]:
 def _proof_float32(counters: Counters, plan: Plan) -> str | None:
     if counters.loss_scale > SCALED:
         return f"the loss went backward at scale {counters.loss_scale:g}: it was scaled"
-    if (share := _share(counters.matmul_flops, "float32")) < 1.0:
+    if counters.matmul_flops and (share := _share(counters.matmul_flops, "float32")) < 1.0:
         return f"only {share:.0%} of the matrix products had float32 inputs"
     if counters.matmul_error is not None and counters.matmul_error > TF32_ERROR:
         return f"float32 products erred by {counters.matmul_error:.0e}: they ran in TF32"
@@ -73,7 +75,9 @@ def _proof_tf32(counters: Counters, plan: Plan) -> str | None:
 
 def _proof_16_bit(dtype: str, scaled: bool) -> Any:
     def proof(counters: Counters, plan: Plan) -> str | None:
-        if (share := _share(_outside_attention(counters), dtype)) < 0.5:
+        if not counters.matmul_flops:
+            raise Unsupported("the model has no matrix products to compute in 16 bits")
+        if (share := _share(_outside_attention(counters), dtype)) < LEAST_SHARE:
             return f"only {share:.0%} of the matrix products had {dtype} inputs"
         if scaled == (counters.loss_scale > SCALED):
             return None

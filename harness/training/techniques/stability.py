@@ -82,21 +82,24 @@ def _warming(updates: int) -> Callable[[Loop, Site], Loop]:
 
 def _proof_warming(updates: int) -> Callable[[Counters, Plan], str | None]:
     def proof(counters: Counters, plan: Plan) -> str | None:
-        rates = counters.learning_rates
-        shares = [min(1.0, (index + 1) / updates) for index in range(len(rates))]
-        for rate, share in zip(rates, shares, strict=True):
-            expected = rates[-1] * share / shares[-1]
-            if abs(rate - expected) > 1e-5 * expected:
-                return _told(rates)
+        for rates in _of_all_groups(counters):
+            shares = [min(1.0, (index + 1) / updates) for index in range(len(rates))]
+            for rate, share in zip(rates, shares, strict=True):
+                expected = rates[-1] * share / shares[-1]
+                if abs(rate - expected) > 1e-5 * expected:
+                    return _told(rates)
         return None
 
     return proof
 
 
 def _proof_constant(counters: Counters, plan: Plan) -> str | None:
-    if len(set(counters.learning_rates)) <= 1:
-        return None
-    return _told(counters.learning_rates)
+    changing = (rates for rates in _of_all_groups(counters) if len(set(rates)) > 1)
+    return next(map(_told, changing), None)
+
+
+def _of_all_groups(counters: Counters) -> tuple[tuple[float, ...], ...]:
+    return (counters.learning_rates, *counters.other_learning_rates)
 
 
 def _told(rates: Sequence[float]) -> str:
