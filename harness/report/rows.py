@@ -238,7 +238,9 @@ def _medians(processes: Sequence[Measurement]) -> dict[str, Any]:
 
 
 def _trained_share(counters: Counters) -> float | None:
-    return counters.trained_elements / counters.elements if counters.elements else None
+    """By gradients: of a sharded optimizer a rank has a part. Offloaded ones are there no more."""
+    trained = counters.gradient_elements or counters.trained_elements
+    return trained / counters.elements if counters.elements else None
 
 
 def _budget(processes: Sequence[Measurement]) -> dict[str, float] | None:

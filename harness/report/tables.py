@@ -95,7 +95,7 @@ LOADING_LEGEND = (
     "loader workers; epoch pause: from asking for an epoch's first batch to having it."
 )
 STATE_LEGEND = "state/param: bytes of optimizer state over those of the parameters."
-TRAINED_LEGEND = "trained: part of the parameters that the optimizer was given."
+TRAINED_LEGEND = "trained: part of the parameters that had a gradient."
 COMPILE_LEGEND = (
     "compile s: seconds in the compiler from empty caches, in no step; graphs: what it made; "
     "breaks: where it gave up and began anew; recompiles: made again for the same code."

@@ -306,7 +306,7 @@ def test_what_is_trained_and_kept_for_it_is_shown_where_it_differs():
     thin = replace(
         BASELINE,
         memory=replace(BASELINE.memory, optimizer_bytes=MIB // 2),
-        counters=replace(BASELINE.counters, trained_elements=5, elements=1000),
+        counters=replace(BASELINE.counters, trained_elements=3, gradient_elements=5, elements=1000),
     )
     whole = replace(
         BASELINE, counters=replace(BASELINE.counters, trained_elements=1000, elements=1000)
