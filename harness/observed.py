@@ -79,6 +79,7 @@ class Counters(Jsonable):
         state_elements: elements of its optimizer's state by type, step counters not counted.
         compiled_calls: calls into compiled graphs, those of the loss left out, in a step that was
             not forced to be eager.
+        eager_products: products of that step outside compiled graphs, seen in their backward pass.
     """
 
     forwards: int
@@ -127,6 +128,7 @@ class Counters(Jsonable):
     other_learning_rates: tuple[tuple[float, ...], ...] = ()
     state_elements: Mapping[str, int] = field(default_factory=dict)
     compiled_calls: int = 0
+    eager_products: int = 0
 
     @property
     def counts(self) -> Counters:

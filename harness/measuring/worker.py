@@ -18,7 +18,7 @@ from harness.measuring.outcomes import outcome_of
 from harness.measuring.probes import counters, memory
 from harness.measuring.probes.communication import STEPS as WATCHED_STEPS
 from harness.measuring.probes.communication import watched_steps
-from harness.measuring.probes.compilation import compilation, compiled_calls
+from harness.measuring.probes.compilation import calls, compilation
 from harness.measuring.probes.elements import elements
 from harness.measuring.probes.loading import Boundary, epoch_boundary
 from harness.measuring.probes.parity import Parity
@@ -354,7 +354,7 @@ class Subject:
         """Seconds of the pause between epochs, and what one step did."""
         self.steps_run += 1
         self.boundary = boundary = epoch_boundary(self.workload, self.site)
-        calls = self._compiled_calls()
+        compiled = self._compiled_calls()
 
         def eager_step(loop: Loop) -> None:
             with torch.compiler.set_stance("force_eager"):
@@ -363,7 +363,7 @@ class Subject:
         counted = counters.count(
             self.loop,
             eager_step,
-            compiled_calls=calls,
+            **compiled,
             loader_processes=boundary.loader_processes,
             workers_survived=boundary.workers_survived,
             batches_ahead=self.batches.most_ahead,
@@ -379,11 +379,11 @@ class Subject:
             counted, shares=shares, parameters_changed=changed
         )
 
-    def _compiled_calls(self) -> int:
+    def _compiled_calls(self) -> dict[str, int]:
         if compilation() is None:
-            return 0
+            return {}
         self.steps_run += 1
-        return compiled_calls(lambda: train_step(self.loop, self.first, self.site))
+        return calls(lambda: train_step(self.loop, self.first, self.site))
 
     def _communication(self) -> Communication | None:
         """How much of a step's collectives nothing hid; None where there is no group."""

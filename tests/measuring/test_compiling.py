@@ -97,6 +97,16 @@ def test_a_model_that_is_not_compiled_underneath(measured, monkeypatch):
     )
 
 
+def test_a_model_of_which_a_part_is_compiled(measured, quickly, monkeypatch):
+    real = nn.Module.compile
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda self, **options: real(self.blocks[0], **options)
+    )
+    record = measured("compile")
+    assert record.outcome.kind == "invalid"
+    assert "products ran outside of the compiled graph" in record.outcome.reason
+
+
 def test_a_workload_that_compiles_itself_is_no_baseline(measured):
     record = measured("baseline", "tests.training.own_workloads:compiled_by_itself")
     assert record.outcome.kind == "invalid"

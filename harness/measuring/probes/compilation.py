@@ -6,6 +6,7 @@ unlike a dispatch mode, leaves compilation on.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import torch._dynamo.utils as dynamo
@@ -16,6 +17,11 @@ from harness.training.techniques.compiling import LOSS
 
 # How the profiler names a call into a graph that dynamo has compiled.
 COMPILED_CALL = "Torch-Compiled Region"
+# How it names the backward pass of a product that no graph holds.
+EAGER_PRODUCT = re.compile(
+    r"autograd::engine::evaluate_function: "
+    r"(Mm|Addmm|Bmm|Baddbmm|Linear|Convolution|ScaledDotProduct)\w*Backward"
+)
 
 
 def compilation() -> Compilation | None:
@@ -36,11 +42,14 @@ def compilation() -> Compilation | None:
     )
 
 
-def compiled_calls(step: Callable[[], None]) -> int:
-    """Run a step under the profiler; how often it called a compiled graph, the loss' left out."""
+def calls(step: Callable[[], None]) -> dict[str, int]:
+    """Run a step under the profiler: the fields of Counters about compiled graphs."""
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         step()
     compiled = dynamo.get_compilation_metrics()
     of_loss = {f"{COMPILED_CALL}: {one.compile_id}" for one in compiled if one.co_name == LOSS}
-    called = (event.name for event in profiled.events() or ())
-    return sum(name.startswith(COMPILED_CALL) and name not in of_loss for name in called)
+    names = [event.name for event in profiled.events() or ()]
+    return {
+        "compiled_calls": sum(n.startswith(COMPILED_CALL) and n not in of_loss for n in names),
+        "eager_products": sum(bool(EAGER_PRODUCT.match(name)) for name in names),
+    }

@@ -89,6 +89,10 @@ def _proof_compiled(counters: Counters, plan: Plan) -> str | None:
             f"{counters.compiled_calls} compiled graphs of the model ran in a step of "
             f"{plan.micro_batches} micro-batches"
         )
+    # By block the ends of the model are left out; more calls than that come of graph breaks.
+    whole = not plan.shards and counters.compiled_calls == plan.micro_batches
+    if whole and counters.eager_products:
+        return f"{counters.eager_products} products ran outside of the compiled graph"
     return None
 
 
