@@ -255,6 +255,8 @@ class Measurement(Jsonable):
     Attributes:
         step_s: seconds of each timed optimizer step, data included (raw samples).
         cpu_s: CPU seconds of the process in each of them, all its threads.
+        delay_s: seconds that the process' main thread waited for a processor in each of them;
+            empty where the kernel does not count it.
         window_s: wall seconds from the first boundary mark to the last.
         tokens: loss terms (tokens, images) in one step's global batch.
         build_s: seconds to build model, optimizer and loader.
@@ -297,6 +299,7 @@ class Measurement(Jsonable):
     counters: Counters
     environment: Mapping[str, str | int | bool | None]
     disturbances: tuple[str, ...]
+    delay_s: tuple[float, ...] = ()
     data_wait_s: tuple[float, ...] = ()
     epoch_pause_s: float | None = None
     host_bytes: int | None = None

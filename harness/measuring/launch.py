@@ -30,6 +30,7 @@ import torch.utils.checkpoint
 import torch.utils.flop_counter
 
 import harness
+from harness.measuring.probes.run_delay import sound
 
 PR_SET_PDEATHSIG = 1
 # When one of a group has ended badly, another that ended worse is known within this: sockets of a
@@ -83,6 +84,7 @@ def in_children(
     that has told its end stays until all have: ranks must not see each other leave. `meanwhile` is
     called every so many seconds.
     """
+    sound()  # probed once here, not in every child
     children: list[_Child] = []
     until = time.monotonic() + deadline_s
     try:

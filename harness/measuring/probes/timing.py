@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.measuring.probes.run_delay import RunDelay
 from harness.observed import StepPart
 from harness.training.types import Batch, Loop
 
@@ -30,13 +31,15 @@ class Window:
     """Seconds of each step by its marks, of each step on the CPU, and of the whole by the wall.
 
     `parts_s` are the seconds of each part in each step; they add up to `step_s` where the steps
-    were marked inside.
+    were marked inside. `delay_s` is how long the main thread waited for a processor in each step;
+    empty where the kernel does not count it.
     """
 
     step_s: tuple[float, ...]
     cpu_s: tuple[float, ...]
     window_s: float
     parts_s: dict[StepPart, tuple[float, ...]] = field(default_factory=dict)
+    delay_s: tuple[float, ...] = ()
 
     def objection(self) -> str | None:
         """Why the marks cannot be trusted, or None."""
@@ -137,18 +140,18 @@ def time_steps(
     back meanwhile: its pauses belong to no step.
     """
     marks = marks or Marks(device)
-    cpu = [0] * (steps + 1)
+    cpu, delays, delay = [0] * (steps + 1), [0] * (steps + 1), RunDelay()
     gc.collect()
     gc.disable()
     try:
         marks.begin(1 + steps * (1 + marks_a_step))
         synchronize(device)
         began = time.perf_counter()
-        cpu[0] = time.process_time_ns()
+        cpu[0], delays[0] = time.process_time_ns(), delay.read_ns() or 0
         marks.mark(None)
         for index in range(1, steps + 1):
             step()
-            cpu[index] = time.process_time_ns()
+            cpu[index], delays[index] = time.process_time_ns(), delay.read_ns() or 0
             marks.mark(None)
         synchronize(device)
         window_s = time.perf_counter() - began
@@ -157,7 +160,12 @@ def time_steps(
     step_s, parts_s = marks.end()
     return Window(
         step_s=step_s,
-        cpu_s=tuple((other - one) / 1e9 for one, other in pairwise(cpu)),
+        cpu_s=_differences_s(cpu),
         window_s=window_s,
         parts_s=parts_s if marks_a_step else {},
+        delay_s=() if delay.read_ns() is None else _differences_s(delays),
     )
+
+
+def _differences_s(read_ns: Sequence[int]) -> tuple[float, ...]:
+    return tuple((later - earlier) / 1e9 for earlier, later in pairwise(read_ns))
