@@ -34,8 +34,9 @@ class Counters(Jsonable):
             the first 8 with a sum (biases), and the first 8 convolutions; about 1e-7 for true
             float32 and 3e-4 for TF32; None where none ran.
         operators: dispatched operators by name.
-        saved_bytes: distinct bytes alive at the end of a forward pass because the backward pass
-            needs them (parameters and inputs not counted); the largest micro-batch.
+        saved_bytes: distinct bytes that a forward pass made and that are alive at its end, because
+            the backward pass needs them or the code keeps them (parameters and inputs not
+            counted); the largest micro-batch.
         blocks: repeated blocks in the model.
         recomputed_blocks: index of every block whose forward ran again during backward, in order.
         recomputed_flops: floating-point operations of recomputed products.
@@ -262,6 +263,7 @@ class Measurement(Jsonable):
         build_s: seconds to build model, optimizer and loader.
         warmup_steps: steps before the window, the parity steps among them.
         losses, grad_norms: of the first applied steps after build, never timed.
+        loss_tolerance: relative difference of either that its techniques' rounding may make.
         skipped_steps: steps that the loss scaler skipped among those.
         overhead_s: wall seconds from fork to reaped, less every optimizer step that the process
             ran (`steps_run`) at its median timed step.
@@ -310,6 +312,7 @@ class Measurement(Jsonable):
     ranks: tuple[Rank, ...] = ()
     device: DeviceState | None = None
     allocation_retries: int = 0
+    loss_tolerance: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.step_s or not all(0 < step_s < math.inf for step_s in self.step_s):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from harness.core import Case, Outcome
@@ -112,7 +112,11 @@ class Tally(Jsonable):
         flops_by_type: FLOPs of matrix products by the type of their inputs.
         least_bytes, most_bytes: by figure, over the side's fresh processes: `build_peak`,
             `first_step_peak`, `steady_peak`, `saved_for_backward`, and what the steady peak is
-            made of: `parameters`, `gradients`, `optimizer_state`, `activations_and_temporaries`.
+            made of: `parameters`, `gradients`, `optimizer_state`, `activations_and_temporaries`
+            (`LABELS` says what of that was observed).
+        least_values, most_values: `loss` and `gradient_norm` of the first applied steps, over the
+            side's fresh processes.
+        tolerance: relative difference of these that the case's own rounding may make.
         alike: what has to be equal for two tallies to be compared.
     """
 
@@ -122,17 +126,36 @@ class Tally(Jsonable):
     least_bytes: Mapping[str, int]
     most_bytes: Mapping[str, int]
     alike: Mapping[str, str | int | None]
+    least_values: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    most_values: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    tolerance: float = 0.0
+
+
+# For people, where a key on disk says more than was observed.
+LABELS: Mapping[str, str] = {
+    "activations_and_temporaries": "beyond parameters and optimizer state",
+    "saved_for_backward": "alive after forward",
+}
+
+
+def label(figure: str) -> str:
+    """A figure's name in what people read."""
+    return LABELS.get(figure, figure.replace("_", " "))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference(Jsonable):
-    """One figure that is not what it was. `detail`: where it comes from, one line each."""
+    """One figure that is not what it was. `detail`: where it comes from, one line each.
+
+    `changed` is neither better nor worse, and told without failing; `beyond tolerance` is a changed
+    loss or gradient norm that rounding does not explain, and fails.
+    """
 
     figure: str
-    change: Literal["worse", "better", "changed"]
-    unit: Literal["count", "bytes"]
-    old: int
-    new: int
+    change: Literal["worse", "better", "changed", "beyond tolerance"]
+    unit: Literal["count", "bytes", "value"]
+    old: int | float
+    new: int | float
     detail: tuple[str, ...] = ()
 
 
@@ -192,7 +215,7 @@ class CaseVerdict(Jsonable):
     """One case on both sides: how each ended, what differs without a clock, and in time.
 
     `refused`: why the two cannot be compared, naming the key. `time` is None where no pairs were
-    asked for or could be had.
+    asked for or could be had. `compared`: the figures without a clock that both sides have.
     """
 
     case: Case
@@ -201,10 +224,14 @@ class CaseVerdict(Jsonable):
     differences: tuple[Difference, ...] = ()
     refused: str | None = None
     time: TimeVerdict | None = None
+    compared: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
-        """A `Verdict`, or `refused`, `failed` (on both sides), `unsupported`, `works again`."""
+        """A `Verdict`, or `refused`, `failed` (on both sides), `unsupported`, `works again`.
+
+        `changed`: its loss or gradient norm is another, beyond what rounding explains.
+        """
         if self.refused:
             return "refused"
         if not self.candidate.ok:
@@ -217,6 +244,8 @@ class CaseVerdict(Jsonable):
         told = self.time.verdict if self.time else "none"
         if "worse" in changes or told == "regression":
             return "regression"
+        if "beyond tolerance" in changes:
+            return "changed"
         if told == "none" and "better" in changes:
             return "improvement"
         return told
@@ -237,8 +266,10 @@ class Gate(Jsonable):
 
     @property
     def exit_code(self) -> int:
-        """1: something regressed; 2: a case was refused or gives no number on either side; or 0."""
+        """1: something regressed, or learns otherwise; 2: a case was refused or gives no number on
+        either side; or 0.
+        """
         told = {one.verdict for one in self.cases}
-        if "regression" in told:
+        if told & {"regression", "changed"}:
             return 1
         return 2 if told & {"refused", "failed"} else 0

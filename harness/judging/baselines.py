@@ -19,7 +19,7 @@ import torch
 from harness.core import MEASURE_VERSION, Case, Outcome, StepbenchError
 from harness.judging.forge import Forge
 from harness.judging.pairs import PairFailed, measured
-from harness.judging.tallies import PROCESSES, differences, tally, unlike
+from harness.judging.tallies import PROCESSES, compared, differences, tally, unlike
 from harness.judging.trees import Tree
 from harness.machine import device_type
 from harness.measuring.settings import Settings
@@ -138,7 +138,13 @@ def _verdict(case: Case, found: Tally | Outcome, accepted: Mapping[str, Tally]) 
         return CaseVerdict(case=case, reference=ok, candidate=found)
     if reason := unlike(old, found):
         return CaseVerdict(case=case, reference=ok, candidate=ok, refused=reason)
-    return CaseVerdict(case=case, reference=ok, candidate=ok, differences=differences(old, found))
+    return CaseVerdict(
+        case=case,
+        reference=ok,
+        candidate=ok,
+        differences=differences(old, found),
+        compared=compared(old, found),
+    )
 
 
 def accepted(folder: Path, machine: Mapping[str, Any]) -> dict[str, Tally]:

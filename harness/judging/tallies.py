@@ -1,16 +1,22 @@
-"""What no clock touches: a side's counts and bytes, and how two sides' differ.
+"""What no clock touches: a side's counts, bytes and losses, and how two sides' differ.
 
 Counts have to repeat exactly. Bytes count where they differ by more than they did among the side's
-own processes.
+own processes, and so do the loss and the gradient norm of each of the first steps: on a CPU with
+equal threads they repeat to the last bit. Neither is better or worse, so a difference is told as
+changed. It fails beyond the tolerance of the case's techniques, or beyond `ROUNDING` where that is
+more: up to there another order of addition explains it, as after a refactoring.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from harness.core import StepbenchError
 from harness.observed import Measurement
-from harness.verdicts import Difference, Tally
+from harness.stats import relative_difference
+from harness.verdicts import Difference, Tally, label
+
+Range = tuple[float, float]
 
 # Fresh processes a side: enough to see whether its bytes repeat.
 PROCESSES = 3
@@ -18,6 +24,9 @@ PROCESSES = 3
 ALIKE = ("torch", "cuda", "cudnn", "nccl", "device", "threads", "allocator", "data_digest")
 # What a step's peak is made of explains it; alone it is no verdict.
 PARTS = ("parameters", "gradients", "optimizer_state", "activations_and_temporaries")
+# Relative difference of a loss or a gradient norm that another order of float32 additions may make
+# over the first steps: what accumulation is allowed beside its baseline.
+ROUNDING = 1e-3
 # Lines of a diff; the rest is counted.
 MOST_LINES = 8
 
@@ -32,6 +41,7 @@ def tally(measured: Sequence[Measurement]) -> Tally:
     if any(one.counters.counts != first.counters.counts for one in measured):
         raise StepbenchError("its operator counts differed between processes")
     sizes = [_bytes(one) for one in measured]
+    values = [{"loss": one.losses, "gradient_norm": one.grad_norms} for one in measured]
     return Tally(
         counts={
             "operators": sum(first.counters.operators.values()),
@@ -46,7 +56,19 @@ def tally(measured: Sequence[Measurement]) -> Tally:
             **{key: first.environment.get(key) for key in ALIKE},
             "memory": first.memory.method,
         },
+        least_values=_each_step(min, values),
+        most_values=_each_step(max, values),
+        tolerance=first.loss_tolerance,
     )
+
+
+def _each_step(
+    choose: Callable[[Iterable[float]], float], values: Sequence[Mapping[str, tuple[float, ...]]]
+) -> dict[str, tuple[float, ...]]:
+    return {
+        name: tuple(map(choose, zip(*(one[name] for one in values), strict=True)))
+        for name in values[0]
+    }
 
 
 def _bytes(one: Measurement) -> dict[str, int]:
@@ -76,8 +98,15 @@ def unlike(old: Tally, new: Tally) -> str | None:
 
 
 def differences(old: Tally, new: Tally) -> tuple[Difference, ...]:
-    """What the new tally has that the old had not; less is better."""
-    return (*_counts(old, new), *_sizes(old, new))
+    """What the new tally has that the old had not; of counts and bytes less is better."""
+    return (*_counts(old, new), *_sizes(old, new), *_values(old, new))
+
+
+def compared(old: Tally, new: Tally) -> tuple[str, ...]:
+    """The figures that `differences` looks at."""
+    sizes = [name for name in old.most_bytes if name in new.most_bytes and name not in PARTS]
+    values = [name for name in old.most_values if name in new.most_values]
+    return (*old.counts, *sizes, *values)
 
 
 def _counts(old: Tally, new: Tally) -> Iterator[Difference]:
@@ -102,8 +131,8 @@ def _counts(old: Tally, new: Tally) -> Iterator[Difference]:
 
 def _sizes(old: Tally, new: Tally) -> Iterator[Difference]:
     parts = [name for name in PARTS if _beyond_spread(name, old, new)]
-    told = _by_name(*({name: one.most_bytes[name] for name in parts} for one in (old, new)))
-    for figure in (name for name in old.most_bytes if name not in PARTS):
+    told = _by_name(*({label(name): one.most_bytes[name] for name in parts} for one in (old, new)))
+    for figure in (name for name in compared(old, new) if name in old.most_bytes):
         if change := _beyond_spread(figure, old, new):
             yield Difference(
                 figure=figure,
@@ -116,10 +145,45 @@ def _sizes(old: Tally, new: Tally) -> Iterator[Difference]:
 
 
 def _beyond_spread(figure: str, old: Tally, new: Tally) -> int:
-    """Bytes between the two ranges where that is more than either is wide; else 0."""
-    (low, high), (new_low, new_high) = (
-        (one.least_bytes[figure], one.most_bytes[figure]) for one in (old, new)
+    """Bytes between the two sides' ranges, or 0."""
+    before, after = ((one.least_bytes[figure], one.most_bytes[figure]) for one in (old, new))
+    return int(_between(before, after))
+
+
+def _values(old: Tally, new: Tally) -> Iterator[Difference]:
+    allowed = max(old.tolerance, new.tolerance, ROUNDING)
+    for figure in (name for name in compared(old, new) if name in old.most_values):
+        changed = [
+            (relative_difference([before[1]], [after[1]]), step, before[1], after[1])
+            for step, (before, after) in enumerate(_of_each_step(figure, old, new), 1)
+            if _between(before, after)
+        ]
+        if changed:
+            off, step, before, after = max(changed)
+            yield Difference(
+                figure=figure,
+                change="beyond tolerance" if off > allowed else "changed",
+                unit="value",
+                old=before,
+                new=after,
+                detail=(
+                    f"at step {step}, where it is most: by {off:.1e} of it; rounding may make "
+                    f"{allowed:.1e}; first at step {changed[0][1]}",
+                ),
+            )
+
+
+def _of_each_step(figure: str, old: Tally, new: Tally) -> Iterator[tuple[Range, Range]]:
+    """Of each step, the old side's range and the new one's."""
+    before, after = (
+        zip(one.least_values[figure], one.most_values[figure], strict=True) for one in (old, new)
     )
+    return zip(before, after, strict=True)
+
+
+def _between(old: Range, new: Range) -> float:
+    """What lies between two ranges where that is more than either is wide; else 0."""
+    (low, high), (new_low, new_high) = old, new
     spread = max(high - low, new_high - new_low)
     if new_low - high > spread:
         return new_low - high

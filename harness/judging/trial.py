@@ -10,7 +10,7 @@ from harness.core import Case, Outcome, StepbenchError
 from harness.judging import rule
 from harness.judging.pairs import PairFailed, Ring, Role, method_for, order_of
 from harness.judging.rule import Direction, Weight
-from harness.judging.tallies import PROCESSES, differences, tally, unlike
+from harness.judging.tallies import PROCESSES, compared, differences, tally, unlike
 from harness.observed import Measurement
 from harness.verdicts import (
     CaseVerdict,
@@ -52,6 +52,7 @@ class Trial:
         self.confirm_p = 1.0
         self._outcomes: dict[Role, Outcome] = {}
         self._differences: tuple[Difference, ...] = ()
+        self._compared: tuple[str, ...] = ()
         self._refused: str | None = None
         self._method: Method | None = None
         self._pairs: list[tuple[Stage, Pair]] = []
@@ -90,6 +91,7 @@ class Trial:
         self._refused = unlike(tallies["reference"], tallies["candidate"])
         if self._refused is None:
             self._differences = differences(tallies["reference"], tallies["candidate"])
+            self._compared = compared(tallies["reference"], tallies["candidate"])
             sides = tuple(measured[role][0] for role in ("reference", "candidate"))
             self._method = method_for(*sides, ranks=self.case.ranks, machine=self._machine)
 
@@ -140,6 +142,7 @@ class Trial:
             differences=self._differences,
             refused=self._refused,
             time=self._time() if self._pairs or self._reason else None,
+            compared=self._compared,
         )
 
     @property

@@ -31,7 +31,12 @@ from harness.observed import Communication, Counters, Measurement, Memory, Peak
 from harness.training.build import build
 from harness.training.data import Batches, HostBatch
 from harness.training.step import train_step
-from harness.training.techniques import chosen_techniques, inside_the_model, plan_of
+from harness.training.techniques import (
+    chosen_techniques,
+    inside_the_model,
+    plan_of,
+    tolerance,
+)
 from harness.training.types import Loop, Site, Unsupported, Workload
 from harness.training.workloads import of_case
 
@@ -162,6 +167,7 @@ class Subject:
             overhead_s=0.0,  # known to the launcher only
             losses=tuple(parity.losses),
             grad_norms=tuple(parity.grad_norms),
+            loss_tolerance=tolerance(self.workload, self.case.combination),
             skipped_steps=parity.skipped,
             memory=Memory(
                 method=probe.method,

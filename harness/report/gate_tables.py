@@ -11,19 +11,20 @@ from tabulate import tabulate
 
 from harness import machine
 from harness.report import formats
-from harness.verdicts import CaseVerdict, Difference, Figure, Gate, TimeVerdict
+from harness.verdicts import CaseVerdict, Difference, Figure, Gate, TimeVerdict, label
 
 HEADERS = ("case", "verdict", "without a clock", "time", "pairs")
 FIGURES: dict[Figure, str] = {"cpu_s": "CPU time", "step_s": "wall time"}
 LEGEND = (
-    "without a clock: counts exactly, bytes beyond what they differed by among a side's own "
-    "processes; less is better.",
+    "without a clock: counts exactly, bytes, loss and gradient norm beyond what they differed by "
+    "among a side's own processes; of counts and bytes less is better, another loss fails where "
+    "rounding does not explain it.",
     "time: by pairs of fresh processes, candidate over reference; a regression showed in 20 pairs "
     "(exact Wilcoxon p <= 0.005, estimate at least the floor of 1%, or 3% where whole processes "
     "alternate) and again in 12 fresh ones (p <= 0.05). suspect: the fresh ones did not show it. "
     "seen: what 9 of 10 such gates would have found.",
 )
-WORST_FIRST = ("worse", "changed", "better")
+WORST_FIRST = ("worse", "beyond tolerance", "changed", "better")
 FEW_BYTES = 10_000  # shown as they are
 MANY = "p values are adjusted for {} cases: false discovery rate, Benjamini-Hochberg."
 COUNTERS_ONLY = "Time was not compared."
@@ -80,6 +81,7 @@ def junit(gate: Gate) -> str:
 
 _JUNIT = {
     "regression": ("failure", "failures"),
+    "changed": ("failure", "failures"),
     "refused": ("error", "errors"),
     "failed": ("error", "errors"),
     "unsupported": ("skipped", "skipped"),
@@ -115,7 +117,10 @@ def _captions(gate: Gate) -> list[str]:
 
 def conclusion(gate: Gate) -> str:
     """How many cases ended how, the worst first: `1 regression, 3 none`."""
-    order = ("regression", "refused", "failed", "suspect", "not enough data", "works again")
+    order = (
+        *("regression", "changed", "refused", "failed"),
+        *("suspect", "not enough data", "works again"),
+    )
     verdicts = [case.verdict for case in gate.cases]
     seen = dict.fromkeys((*(one for one in order if one in verdicts), *verdicts))
     return ", ".join(f"{verdicts.count(one)} {one}" for one in seen) or "no case"
@@ -141,15 +146,15 @@ def _cells(case: CaseVerdict) -> list[str]:
 def _without_a_clock(case: CaseVerdict) -> str:
     if not (case.reference.ok and case.candidate.ok) or case.refused:
         return ""
-    worst = sorted(
-        case.differences, key=lambda one: ("worse", "changed", "better").index(one.change)
-    )
-    return ", ".join(map(_short, worst)) or "equal"
+    worst = sorted(case.differences, key=lambda one: WORST_FIRST.index(one.change))
+    return ", ".join(map(_short, worst)) or "counters equal"
 
 
 def _short(one: Difference) -> str:
-    name = one.figure.replace("_", " ")
-    return f"other {name}" if one.change == "changed" else f"{name} {_by(one)}"
+    name = label(one.figure)
+    if one.change == "changed":
+        return f"other {name}"
+    return f"{name} {one.change if one.unit == 'value' else _by(one)}"
 
 
 def _by(one: Difference) -> str:
@@ -198,8 +203,12 @@ def _details(case: CaseVerdict) -> list[tuple[int, str]]:
         lines.append((0, f"not comparable: {case.refused}"))
     for one in case.differences:
         amounts = f"{_amount(one.old, one)} -> {_amount(one.new, one)} ({_by(one)})"
-        lines.append((0, f"{one.figure.replace('_', ' ')} {one.change}: {amounts}"))
+        lines.append((0, f"{label(one.figure)} {one.change}: {amounts}"))
         lines += [(1, part) for part in one.detail]
+    if case.verdict == "suspect":
+        differ = {one.figure for one in case.differences}
+        equal = [label(one) for one in case.compared if one not in differ]
+        lines.append((0, f"equal: {', '.join(equal)}"))
     return lines + [(0, line) for line in (_time_details(case.time) if case.time else [])]
 
 
@@ -223,7 +232,9 @@ def _time_details(time: TimeVerdict) -> list[str]:
     return lines
 
 
-def _amount(value: int, one: Difference) -> str:
+def _amount(value: float, one: Difference) -> str:
+    if one.unit == "value":
+        return f"{value:.9g}"
     if one.unit == "count":
         return f"{value:,}"
     if abs(value) < FEW_BYTES:

@@ -75,6 +75,22 @@ def test_a_planted_leak_is_found_with_no_clock(project, planted, figure, amount,
     assert any(line in detail for detail in found.detail)
 
 
+@pytest.mark.parametrize(
+    ("epsilon", "verdict", "change", "code"),
+    [("1e-4", "none", "changed", 0), ("1.0", "changed", "beyond tolerance", 1)],
+)
+def test_a_changed_epsilon_of_a_layernorm_is_told(project, epsilon, verdict, change, code):
+    edit(project, "nn.ReLU()", "nn.LayerNorm(256)")
+    git(project, "commit", "-q", "-am", "normalized")
+    edit(project, "nn.LayerNorm(256)", f"nn.LayerNorm(256, eps={epsilon})")
+    [case] = compared(project, code).cases
+    assert case.verdict == verdict
+    assert {one.figure: one.change for one in case.differences} == {
+        "loss": change,
+        "gradient_norm": change,
+    }
+
+
 def test_time_is_judged_of_the_working_tree_and_every_output_written(
     project, tmp_path, monkeypatch, capsys
 ):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from harness.core import StepbenchError
-from harness.judging.tallies import differences, tally, unlike
+from harness.judging.tallies import compared, differences, tally, unlike
 from harness.verdicts import Tally
 from tests.synthetic import MIB, measurement
 
@@ -56,7 +56,7 @@ def test_bytes_are_told_by_category():
     assert set(told) == {"build_peak", "first_step_peak", "steady_peak"}
     assert told["steady_peak"].new - told["steady_peak"].old == MIB
     [line] = told["steady_peak"].detail
-    assert line.startswith("activations_and_temporaries: ")
+    assert line.startswith("beyond parameters and optimizer state: ")
     assert line.endswith(f"(+{MIB:,})")
 
 
@@ -74,6 +74,40 @@ def test_bytes_count_beyond_their_own_spread(old_bytes, new_bytes, changes):
         tally([measurement(peak_bytes=size) for size in sizes]) for sizes in (old_bytes, new_bytes)
     ]
     assert [one.change for one in differences(*sides)] == changes
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "change"),
+    [
+        ([(5.0, 4.0)] * 3, [(5.0, 4.0)] * 3, None),
+        ([(5.0, 4.0)] * 3, [(5.0, 4.0000001)] * 3, "changed"),  # one bit is seen, and explained
+        ([(5.0, 4.0)] * 3, [(5.0, 4.01)] * 3, "beyond tolerance"),
+        ([(5.0, 4.0), (5.0, 4.02)], [(5.0, 4.03)] * 2, None),  # less than a side's own spread
+        ([(5.0, 4.0), (5.0, 4.02)], [(5.0, 4.05)] * 2, "beyond tolerance"),
+    ],
+)
+def test_a_loss_counts_beyond_its_own_spread_and_fails_beyond_rounding(old, new, change):
+    sides = [tally([measurement(losses=one) for one in losses]) for losses in (old, new)]
+    told = differences(*sides)
+    assert [one.change for one in told] == ([change] if change else [])
+    if change:
+        [one] = told
+        assert (one.figure, one.new) == ("loss", max(values[1] for values in new))
+        assert "at step 2, where it is most" in one.detail[0]
+
+
+def test_what_a_technique_rounds_explains_more():
+    new = replace(measurement(losses=(5.0, 4.01)), loss_tolerance=1e-2)
+    [one] = differences(tally([measurement()]), tally([new]))
+    assert one.change == "changed"
+
+
+def test_what_is_compared_is_what_both_sides_have():
+    whole = tally([measurement()])
+    assert compared(whole, whole)[-3:] == ("saved_for_backward", "loss", "gradient_norm")
+    old = Tally.from_json({**whole.to_json(), "least_values": {}, "most_values": {}})
+    assert "loss" not in compared(old, whole)
+    assert differences(old, tally([measurement(losses=(9.0, 9.0))])) == ()
 
 
 def test_counts_that_do_not_repeat_are_no_tally():

@@ -122,6 +122,27 @@ def test_the_terminal_tells_verdict_amount_and_why():
     assert "\x1b" not in text
 
 
+def test_a_suspect_says_what_is_equal_and_another_loss_what_it_was():
+    suspect = replace(SLOWER, verdict="suspect")
+    loss = Difference(
+        figure="loss", change="beyond tolerance", unit="value", old=4.5, new=4.75, detail=("why",)
+    )
+    figures = ("operators", "saved_for_backward", "loss")
+    one = CaseVerdict(
+        case=case(), reference=OK, candidate=OK, time=suspect, compared=figures
+    )  # fmt: skip
+    equal = gate_tables.terminal(gate(cases=(one,)))
+    assert "counters equal" in equal
+    assert "  equal: operators, alive after forward, loss\n" in equal
+    other = gate(cases=(replace(one, differences=(loss,)),))
+    assert (other.cases[0].verdict, other.exit_code) == ("changed", 1)
+    text = gate_tables.terminal(other)
+    assert text.startswith("the working tree against commit 0123456789: 1 changed")
+    assert "  loss beyond tolerance: 4.5 -> 4.75 (+0.25)\n    why" in text
+    [shown] = ElementTree.fromstring(gate_tables.junit(other)).iter("failure")
+    assert shown.get("message").startswith("changed: loss beyond tolerance")
+
+
 def test_few_bytes_are_shown_as_they_are():
     few = replace(HEAVIER[1], change="worse", new=HEAVIER[1].old + 44)
     one = CaseVerdict(case=case(), reference=OK, candidate=OK, differences=(few,))
