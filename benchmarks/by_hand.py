@@ -20,12 +20,12 @@ from harness.measuring.launch import in_child
 from harness.measuring.probes import timing
 from harness.measuring.settings import Settings
 from harness.measuring.sweep import claimed_machine, measure_once, open_sweep
+from harness.selfcheck.plain_loop import plain_step
 from harness.stats import Estimate, estimate
 from harness.training.build import build
 from harness.training.data import Batches
 from harness.training.step import train_step
 from harness.training.techniques import parse
-from harness.training.types import Plan
 from harness.training.workloads import default, load
 from harness.verdicts import Block
 
@@ -40,20 +40,8 @@ def ratios(workload_name: str, device_name: str) -> list[float]:
         torch.set_num_threads(1)
     workload = load(workload_name)
     loop, site = build(workload, parse("baseline"), device)
-    batches = Batches(workload, Plan())
-
-    torch.manual_seed(workload.seed)
-    model = workload.model().to(device)
-    optimizer = workload.optimizer(model.parameters())
-    own_batches = Batches(workload, Plan())
-
-    def by_hand() -> None:
-        inputs, targets = next(own_batches)
-        inputs = inputs.to(device, non_blocking=True)
-        targets = targets.to(device, non_blocking=True)
-        workload.loss(model(inputs), targets).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    batches = Batches(workload, site.plan)
+    by_hand = plain_step(workload, device)
 
     def by_harness() -> None:
         train_step(loop, next(batches), site)

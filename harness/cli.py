@@ -16,6 +16,7 @@ import click
 
 from harness.cli_gate import gate
 from harness.cli_options import AS_JSON, RESULTS, VARY, tell
+from harness.cli_selfcheck import selfcheck
 from harness.core import Case, StepbenchError
 from harness.store import RunFile
 
@@ -297,6 +298,7 @@ def init(workload: str | None) -> int:
 
 
 stepbench.add_command(gate)
+stepbench.add_command(selfcheck)
 
 
 def main() -> None:

@@ -1,0 +1,111 @@
+"""One check of a machine: what it tries, where it applies, and how it ended in a fresh process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from harness.core import plain
+from harness.jsonable import Jsonable
+from harness.machine import device_type
+from harness.measuring.launch import brief_traceback, in_child
+
+Machine = Mapping[str, Any]
+FindingKind = Literal["works", "does not", "not here"]
+
+
+class NotHere(Exception):
+    """The check found that this machine lacks what it needs; one line says what."""
+
+
+class DoesNotWork(Exception):
+    """The check saw something wrong; `traceback` is that of the process that it watched, if any."""
+
+    def __init__(self, reason: str, traceback: str | None = None) -> None:
+        super().__init__(reason)
+        self.traceback = traceback
+
+
+def _applies(machine: Machine) -> str | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One declarative entry.
+
+    Attributes:
+        tries: what is tried, for JSON.
+        run: called with the machine in a fresh process that has only imported. Returns one line of
+            what it saw; any exception but `NotHere` means that it does not work.
+        not_here: what this machine lacks for it, decided before anything starts; None: nothing.
+        deadline_s: the process is killed after so long.
+    """
+
+    name: str
+    tries: str
+    run: Callable[[Machine], str]
+    not_here: Callable[[Machine], str | None] = _applies
+    deadline_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding(Jsonable):
+    """How a check ended; `reason` is one line: what was seen, what is wrong, or what is missing."""
+
+    name: str
+    tries: str
+    outcome: FindingKind
+    reason: str
+    seconds: float
+    traceback: str | None = None
+
+
+def find_out(check: Check, machine: Machine) -> Finding:
+    """Run a check in a process of its own; whatever happens there is the finding."""
+    if reason := check.not_here(machine):
+        return _finding(check, {"outcome": "not here", "reason": reason}, 0.0)
+    ended = in_child(_answer, check.run, machine, deadline_s=check.deadline_s)
+    answer = ended.answer or {
+        "outcome": "does not",
+        "reason": ended.death,
+        "traceback": ended.traceback or "\n".join(reversed(ended.stack or ())) or None,
+    }
+    return _finding(check, answer, ended.wall_s)
+
+
+def require(right: bool, wrong: str) -> None:
+    """DoesNotWork unless the first argument holds."""
+    if not right:
+        raise DoesNotWork(wrong)
+
+
+def device_of(machine: Machine) -> torch.device:
+    """The device to run operators on in this process; on a CPU with one thread, as cases are."""
+    if device_type(machine) == "cpu":
+        torch.set_num_threads(1)
+    return torch.device(device_type(machine))
+
+
+def _finding(check: Check, answer: Mapping[str, Any], seconds: float) -> Finding:
+    return Finding(
+        name=check.name,
+        tries=check.tries,
+        outcome=answer["outcome"],
+        reason=plain(answer["reason"]),
+        seconds=seconds,
+        traceback=answer.get("traceback"),
+    )
+
+
+def _answer(run: Callable[[Machine], str], machine: Machine) -> dict[str, Any]:
+    try:
+        return {"outcome": "works", "reason": run(machine)}
+    except NotHere as error:
+        return {"outcome": "not here", "reason": str(error)}
+    except DoesNotWork as error:
+        traceback = error.traceback or brief_traceback(error)
+        return {"outcome": "does not", "reason": str(error), "traceback": traceback}
