@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,13 +14,17 @@ from harness.cli_options import AS_JSON, VARY, tell
 from harness.core import StepbenchError
 from harness.verdicts import Gate
 
+if TYPE_CHECKING:
+    from harness.judging.gate import Time
+
 DEFAULT_CASES = ("baseline", "bf16", "accum2", "ckpt1")
 EXIT_CODES = (
     "Exit codes: 0 nothing regressed: a suspect, an improvement, a case that works again, what "
-    "this machine cannot run and what too few undisturbed pairs could decide are told and do not "
-    "fail; 1 a regression: of time, counters or memory, or a case that gives a number on BASE "
-    "only; 2 a mistake, told in one line, a case that may not be compared, or one that gives a "
-    "number on neither side; 130 stopped by Ctrl-C."
+    "this machine cannot run and what could not be decided are told and do not fail; 1 a "
+    "regression: of time, counters or memory, another loss than rounding explains, or a case that "
+    "gives a number on BASE only; 2 a mistake, told in one line, a case that may not be compared, "
+    "or one that gives a number on neither side; 3 by --strict, something could not be decided; "
+    "130 stopped by Ctrl-C."
 )
 
 
@@ -41,7 +47,19 @@ EXIT_CODES = (
     default=Path("."),
     help="Another repository, or the folder of one that its code is imported from.",
 )
-@click.option("--counters-only", is_flag=True, help="Compare what no clock touches, and stop.")
+@click.option(
+    "--time",
+    type=click.Choice(["blocking", "advisory", "off"]),
+    help="Whether time is compared, and then whether it can fail the gate. Default: blocking.",
+)
+@click.option("--counters-only", is_flag=True, hidden=True)  # --time off, as it was called
+@click.option("--fail-fast", is_flag=True, help="Measure no time once counters have decided.")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Stop measuring after so long; what is undecided then is not enough data.",
+)
+@click.option("--strict", is_flag=True, help="Exit with 3 where something could not be decided.")
 @click.option("--baselines", is_flag=True, help="Hold the counters against the accepted ones.")
 @click.option("--accept", is_flag=True, help="Write the working tree's counters as accepted.")
 @click.option("--markdown", is_flag=True, help="Print Markdown for a pull request.")
@@ -55,7 +73,11 @@ def gate(
     choices: tuple[str, ...],
     workload: str | None,
     project: Path,
+    time: Time | None,
     counters_only: bool,
+    fail_fast: bool,
+    minutes: float | None,
+    strict: bool,
     baselines: bool,
     accept: bool,
     markdown: bool,
@@ -73,11 +95,13 @@ def gate(
     \b
       stepbench gate                         this branch, edits included
       stepbench gate v1.0 main -c bf16       two commits, one combination
-      stepbench gate --counters-only         no clock: for a busy CI machine
+      stepbench gate --time off              no clock: for a busy CI machine
+      stepbench gate --fail-fast --minutes 30 --strict       for CI
       stepbench gate --accept                keep today's counters in stepbench-baselines/
       stepbench gate --baselines             hold the working tree against them
     """
     from harness.judging import command
+    from harness.judging.gate import Terms
     from harness.measuring.sweep import this_machine
     from harness.measuring.team import default_ranks
     from harness.training.choice import choose
@@ -86,11 +110,18 @@ def gate(
         raise StepbenchError(
             "--baselines and --accept take the working tree alone; choose one, and name no commit"
         )
-    if plot and (counters_only or baselines or accept):
+    if (baselines or accept) and (time or fail_fast or minutes):
+        raise StepbenchError(
+            "--baselines and --accept measure no time; leave out --time, --fail-fast and --minutes"
+        )
+    if counters_only:
+        time = "off"
+    if plot and (time == "off" or baselines or accept):
         raise StepbenchError("--plot shows pairs, and without time there are none; leave one out")
-    asked = command.Asked(
-        project=project, base=base, head=head, timed=not counters_only, workload=workload
+    terms = Terms(
+        time=time or "blocking", fail_fast=fail_fast, minutes=minutes or math.inf, strict=strict
     )
+    asked = command.Asked(project=project, base=base, head=head, workload=workload, terms=terms)
     if not combinations and not choices:
         combinations = DEFAULT_CASES
     ranks = [default_ranks(this_machine())]

@@ -216,6 +216,8 @@ class CaseVerdict(Jsonable):
 
     `refused`: why the two cannot be compared, naming the key. `time` is None where no pairs were
     asked for or could be had. `compared`: the figures without a clock that both sides have.
+    `undecided`: why the gate stopped before both sides were tried. `advisory`: time is told and
+    decides nothing.
     """
 
     case: Case
@@ -225,13 +227,18 @@ class CaseVerdict(Jsonable):
     refused: str | None = None
     time: TimeVerdict | None = None
     compared: tuple[str, ...] = ()
+    undecided: str | None = None
+    advisory: bool = False
 
     @property
     def verdict(self) -> str:
         """A `Verdict`, or `refused`, `failed` (on both sides), `unsupported`, `works again`.
 
-        `changed`: its loss or gradient norm is another, beyond what rounding explains.
+        `changed`: its loss or gradient norm is another, beyond what rounding explains. `slower,
+        advisory`: a regression of time alone, where time decides nothing.
         """
+        if self.undecided:
+            return "not enough data"
         if self.refused:
             return "refused"
         if not self.candidate.ok:
@@ -242,18 +249,34 @@ class CaseVerdict(Jsonable):
             return "works again"
         changes = {one.change for one in self.differences}
         told = self.time.verdict if self.time else "none"
-        if "worse" in changes or told == "regression":
+        if "worse" in changes or (told == "regression" and not self.advisory):
             return "regression"
         if "beyond tolerance" in changes:
             return "changed"
         if told == "none" and "better" in changes:
             return "improvement"
+        if self.advisory and told in ("regression", "not enough data"):
+            return "slower, advisory" if told == "regression" else "none"
         return told
+
+    @property
+    def fails(self) -> bool:
+        """Whether the candidate is to blame."""
+        return self.verdict in ("regression", "changed")
+
+    @property
+    def open(self) -> bool:
+        """Whether too little was measured for a verdict, or to confirm a suspicion."""
+        unconfirmed = self.verdict == "suspect" and self.time is not None and self.time.reason
+        return self.verdict == "not enough data" or bool(unconfirmed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate(Jsonable):
-    """A whole comparison of two sides, named for people (`reference`, `candidate`)."""
+    """A whole comparison of two sides, named for people (`reference`, `candidate`).
+
+    `strict`: what could not be decided has an exit code of its own.
+    """
 
     reference: str
     candidate: str
@@ -263,13 +286,16 @@ class Gate(Jsonable):
     measure_version: int
     timed: bool
     cases: tuple[CaseVerdict, ...]
+    strict: bool = False
 
     @property
     def exit_code(self) -> int:
         """1: something regressed, or learns otherwise; 2: a case was refused or gives no number on
-        either side; or 0.
+        either side; 3: strict, and something was not decided; or 0.
         """
-        told = {one.verdict for one in self.cases}
-        if told & {"regression", "changed"}:
+        if any(one.fails for one in self.cases):
             return 1
-        return 2 if told & {"refused", "failed"} else 0
+        told = {one.verdict for one in self.cases}
+        if told & {"refused", "failed"}:
+            return 2
+        return 3 if self.strict and any(one.open for one in self.cases) else 0

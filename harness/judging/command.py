@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.core import Case, StepbenchError
 from harness.judging import baselines
 from harness.judging.forge import importable
-from harness.judging.gate import SETTINGS, Session
+from harness.judging.gate import SETTINGS, Session, Terms
 from harness.judging.trees import Project
 from harness.measuring.sweep import claimed_machine, this_machine
 from harness.training.workloads import canonical, default
@@ -28,8 +28,8 @@ class Asked:
     project: Path
     base: str | None
     head: str | None
-    timed: bool
     workload: str | None
+    terms: Terms = field(default_factory=Terms)
 
     @property
     def folder(self) -> Path:
@@ -56,7 +56,7 @@ def compare(asked: Asked, cases: Sequence[Case], tell: Tell, show: Show) -> int:
     head = project.commit(asked.head) if asked.head else None
     machine = claimed_machine(max(case.ranks for case in cases))
     with project.tree(base) as old, project.tree(head) as new:
-        session = Session(old, new, cases, machine, timed=asked.timed, tell=tell)
+        session = Session(old, new, cases, machine, terms=asked.terms, tell=tell)
         try:
             session.run()
         except BaseException:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from harness.core import Case, Outcome, StepbenchError
@@ -44,16 +44,25 @@ class Trial:
     Attributes:
         p: after the stage `measure`, what speaks for each direction; 1.0 before and where nothing.
         confirm_p: the same of the fresh pairs, for the direction and figure that were suspected.
+
+    Before a pair begins, `begins` hears how many of its stage's are done and wanted; what it raises
+    ends the stage and loses nothing.
     """
 
-    def __init__(self, case: Case, machine: Mapping[str, Any]) -> None:
-        self.case, self._machine = case, machine
+    def __init__(
+        self,
+        case: Case,
+        machine: Mapping[str, Any],
+        begins: Callable[[int, int], None] = lambda done, wanted: None,
+    ) -> None:
+        self.case, self._machine, self._begins = case, machine, begins
         self.p: dict[Direction, float] = {"slower": 1.0, "faster": 1.0}
         self.confirm_p = 1.0
         self._outcomes: dict[Role, Outcome] = {}
         self._differences: tuple[Difference, ...] = ()
         self._compared: tuple[str, ...] = ()
         self._refused: str | None = None
+        self._undecided: str | None = None
         self._method: Method | None = None
         self._pairs: list[tuple[Stage, Pair]] = []
         self._weighed: list[Weighed] = []
@@ -72,20 +81,28 @@ class Trial:
         """Whether more pairs are of use."""
         return self._method is not None and self._reason is None
 
-    def count(self, ring: Ring) -> None:
-        """Tally both sides, and say by which method their time can be compared."""
+    def count(self, ring: Ring, tell: Callable[[str], None] = lambda line: None) -> None:
+        """Tally both sides, and say by which method their time can be compared.
+
+        The candidate comes first: where it gives no number that is told at once, and one process
+        answers what is left to ask, whether the reference gives one.
+        """
         ring.turn_to(self.case, self.case)
         measured: dict[Role, list[Measurement]] = {}
         tallies: dict[Role, Tally] = {}
-        for role in ("reference", "candidate"):
+        processes = PROCESSES
+        for role in ("candidate", "reference"):
             try:
-                measured[role] = [ring.measurement(role) for _ in range(PROCESSES)]
+                measured[role] = [ring.measurement(role) for _ in range(processes)]
                 tallies[role] = tally(measured[role])
                 self._outcomes[role] = Outcome(kind="ok")
             except PairFailed as failed:
                 self._outcomes[role] = failed.outcome
             except StepbenchError as error:
                 self._outcomes[role] = Outcome(kind="invalid", reason=str(error))
+            if role not in tallies:
+                tell(f"{self.case}: {role}: {self._outcomes[role]}")
+                processes = 1
         if len(tallies) < 2:
             return
         self._refused = unlike(tallies["reference"], tallies["candidate"])
@@ -132,6 +149,13 @@ class Trial:
         elif confirmed:
             self._verdict = "improvement"
 
+    def stop(self, reason: str) -> None:
+        """Measure no more: what is not decided by now is not enough data, or suspect."""
+        if not self.counted:
+            self._undecided = reason
+        elif self.going_on and self._verdict in ("not enough data", "suspect"):
+            self._reason = reason
+
     def told(self) -> CaseVerdict:
         """The case's verdict with all that it rests on."""
         unknown = Outcome(kind="failed", reason=STOPPED)
@@ -143,6 +167,7 @@ class Trial:
             refused=self._refused,
             time=self._time() if self._pairs or self._reason else None,
             compared=self._compared,
+            undecided=self._undecided,
         )
 
     @property
@@ -155,6 +180,7 @@ class Trial:
         wanted = WANTED[stage]
         try:
             while not self._enough(stage):
+                self._begins(len(self._of(stage)), wanted)
                 self._pairs.append((stage, self._one_more(ring)))
         except PairFailed as failed:
             self._reason, self._verdict = str(failed), "not enough data"

@@ -144,7 +144,7 @@ def _cells(case: CaseVerdict) -> list[str]:
 
 
 def _without_a_clock(case: CaseVerdict) -> str:
-    if not (case.reference.ok and case.candidate.ok) or case.refused:
+    if not (case.reference.ok and case.candidate.ok) or case.refused or case.undecided:
         return ""
     worst = sorted(case.differences, key=lambda one: WORST_FIRST.index(one.change))
     return ", ".join(map(_short, worst)) or "counters equal"
@@ -172,6 +172,8 @@ def _time(time: TimeVerdict) -> str:
 
 
 def _pairs(time: TimeVerdict) -> str:
+    if not time.pairs:
+        return ""
     disturbed = sum(bool(one.dropped_for) for one in time.pairs)
     told = f"{len(time.pairs)} {time.method}"
     return told + (f", {disturbed} disturbed" if disturbed else "")
@@ -186,7 +188,7 @@ def _summary(case: CaseVerdict) -> str:
     """One line: the verdict and what it rests on."""
     outcome = next((str(one) for one in (case.candidate, case.reference) if not one.ok), "")
     time = _time(case.time) if case.time else ""
-    parts = (case.refused or "", outcome, _without_a_clock(case), time)
+    parts = (case.refused or "", case.undecided or outcome, _without_a_clock(case), time)
     return formats.plain(f"{case.verdict}: " + "; ".join(part for part in parts if part))
 
 
@@ -194,6 +196,8 @@ def _details(case: CaseVerdict) -> list[tuple[int, str]]:
     """Why, each line with its depth: outcomes that are not ok, the key that forbids comparing,
     where the figures differ.
     """
+    if case.undecided:
+        return [(0, f"not judged: {case.undecided}")]
     lines = [
         (0, f"{name}: {outcome}")
         for name, outcome in (("reference", case.reference), ("candidate", case.candidate))

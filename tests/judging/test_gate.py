@@ -11,7 +11,7 @@ import pytest
 from harness import cli, cli_gate
 from harness.core import Case, Outcome, StepbenchError
 from harness.judging import baselines, command, pairs, trial
-from harness.judging.gate import Session
+from harness.judging.gate import Session, Terms
 from harness.judging.tallies import tally
 from harness.judging.trees import Tree
 from harness.verdicts import CaseVerdict, Gate
@@ -44,7 +44,13 @@ def edit(folder, old, new):
 
 def asked(folder, **changes):
     """The gate's first commit against the working tree, by counters only unless it says so."""
-    fields = {"project": folder, "base": "HEAD", "head": None, "timed": False, "workload": None}
+    fields = {
+        "project": folder,
+        "base": "HEAD",
+        "head": None,
+        "workload": None,
+        "terms": Terms(time="off"),
+    }
     return command.Asked(**fields | changes)
 
 
@@ -91,6 +97,20 @@ def test_a_changed_epsilon_of_a_layernorm_is_told(project, epsilon, verdict, cha
     }
 
 
+def test_a_candidate_that_breaks_is_told_before_the_reference_is_measured(project):
+    edit(project, "import torch\n", "import torch\nimport nowhere\n")
+    git(project, "commit", "-q", "-am", "broken")
+    lines, shown = [], []
+    given = asked(project, base="HEAD^", head="HEAD")
+    assert command.compare(given, [MINE], lines.append, shown.append) == 1
+    assert lines[:2] == [
+        "train:workload baseline: counting",
+        "train:workload baseline: candidate: failed: workload train:workload: "
+        "ModuleNotFoundError: No module named 'nowhere'",
+    ]
+    assert shown[0].cases[0].reference.ok
+
+
 def test_time_is_judged_of_the_working_tree_and_every_output_written(
     project, tmp_path, monkeypatch, capsys
 ):
@@ -99,7 +119,7 @@ def test_time_is_judged_of_the_working_tree_and_every_output_written(
     edit(project, "EXTRA = 0", "EXTRA = 40")
     junit, plot = tmp_path / "gate.xml", tmp_path / "gate.html"
     show = cli_gate._printer(True, False, junit, plot)
-    assert command.compare(asked(project, timed=True), [MINE], print, show) == 1
+    assert command.compare(asked(project, terms=Terms()), [MINE], print, show) == 1
     shown = capsys.readouterr().out
     assert "the working tree against commit" in shown
     assert "| train:workload baseline | regression |" in shown
@@ -216,6 +236,9 @@ def test_what_was_measured_is_shown_though_a_person_stops_it(project, monkeypatc
         (["HEAD", "--accept"], "name no commit"),
         (["--accept", "--baselines"], "choose one"),
         (["--counters-only", "--plot", "pairs.html"], "--plot shows pairs"),
+        (["--time", "off", "--plot", "pairs.html"], "--plot shows pairs"),
+        (["--accept", "--minutes", "3"], "measure no time"),
+        (["--baselines", "--fail-fast"], "measure no time"),
         (["-c", "fp17"], "'fp17' is not a technique"),
         (["--project", "nowhere"], "nowhere is no folder"),
     ],

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from harness.core import Outcome
-from harness.judging.gate import Session
+from harness.judging import gate as judging_gate
+from harness.judging.gate import Session, Terms
 from harness.judging.pairs import PairFailed
 from harness.judging.trees import Tree
 from harness.report import gate_tables
@@ -16,6 +17,7 @@ from tests.synthetic import MACHINE, case, measurement
 # Pairs of equal sides: ±1% with no direction in any of the stages.
 NOISE = [0.01, -0.011, 0.012, -0.013, 0.014, -0.015]
 CROWD = ("other processes left too few processors",)
+DEFAULTS = Terms()
 
 
 def a_pair(cpu: float, wall: float | None = None, disturbances=(), summary="lower quartile"):
@@ -62,7 +64,9 @@ class Ring:
         return found
 
 
-def judged(monkeypatch, pairs, reference=None, candidate=None, cases=("bf16",)) -> Gate:
+def judged(
+    monkeypatch, pairs, reference=None, candidate=None, cases=("bf16",), terms=DEFAULTS
+) -> Gate:
     measured = {
         "reference": reference or measurement(),
         "candidate": candidate or measurement(),
@@ -70,7 +74,7 @@ def judged(monkeypatch, pairs, reference=None, candidate=None, cases=("bf16",)) 
     ring = Ring(pairs, measured)
     monkeypatch.setattr(Session, "_ring", lambda self: ring)
     trees = [Tree(folder=None, name=name) for name in ("old", "new")]
-    session = Session(*trees, [case(name) for name in cases], MACHINE)
+    session = Session(*trees, [case(name) for name in cases], MACHINE, terms=terms)
     session.run()
     result = session.told()
     assert Gate.from_json(result.to_json()) == result
@@ -229,6 +233,107 @@ def test_more_memory_is_a_regression_though_time_is_equal(monkeypatch):
         "none",
         1,
     )
+
+
+HEAVIER = measurement(peak_bytes=101 * 2**20)
+
+
+def test_no_time_is_measured_once_counters_have_decided(monkeypatch):
+    gate = judged(monkeypatch, None, candidate=HEAVIER, terms=Terms(fail_fast=True))
+    assert (only(gate).verdict, only(gate).time.pairs, gate.exit_code) == ("regression", (), 1)
+    assert "time was not judged: --fail-fast: counters had decided" in gate_tables.terminal(gate)
+
+
+def test_equal_counters_leave_time_to_measure(monkeypatch):
+    gate = judged(
+        monkeypatch, lambda index: a_pair(NOISE[index]), terms=Terms(fail_fast=True, strict=True)
+    )
+    assert (only(gate).verdict, gate.exit_code) == ("none", 0)
+
+
+def test_what_the_minutes_do_not_reach_is_not_enough_data(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(judging_gate.time, "monotonic", lambda: now[0])
+
+    def pairs(index):
+        now[0] += 60.0
+        return a_pair(0.05 + NOISE[index % 6])
+
+    for strict, code in ((False, 0), (True, 3)):
+        now[0] = 0.0
+        terms = Terms(minutes=3, strict=strict)
+        gate = judged(monkeypatch, pairs, cases=("bf16", "accum2"), terms=terms)
+        assert [one.verdict for one in gate.cases] == ["not enough data"] * 2
+        assert [len(one.time.pairs) for one in gate.cases] == [4, 0]
+        assert gate.exit_code == code
+        assert "time was not judged: --minutes 3 were over" in gate_tables.terminal(gate)
+
+
+def test_minutes_that_end_before_a_case_was_counted_leave_it_undecided(monkeypatch):
+    now = iter(range(0, 6000, 100))
+    monkeypatch.setattr(judging_gate.time, "monotonic", lambda: next(now))
+    gate = judged(
+        monkeypatch, None, cases=("bf16", "accum2"), terms=Terms(time="off", minutes=2, strict=True)
+    )
+    assert [one.verdict for one in gate.cases] == ["none", "not enough data"]
+    assert gate.exit_code == 3
+    assert "not judged: --minutes 2 were over" in gate_tables.terminal(gate)
+
+
+def test_minutes_that_end_before_the_fresh_pairs_leave_a_suspect(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(judging_gate.time, "monotonic", lambda: now[0])
+
+    def pairs(index):
+        now[0] = 60.0 * (index >= 22)
+        return a_pair(0.05 + NOISE[index % 6])
+
+    gate = judged(monkeypatch, pairs, terms=Terms(minutes=0.5, strict=True))
+    assert (only(gate).verdict, stages(only(gate))["confirm"]) == ("suspect", 3)
+    assert gate.exit_code == 3
+
+
+def test_advisory_time_is_shown_and_fails_nothing(monkeypatch):
+    slower = lambda index: a_pair(0.05 + NOISE[index % 6])  # noqa: E731
+    gate = judged(monkeypatch, slower, terms=Terms(time="advisory", strict=True))
+    assert (only(gate).verdict, only(gate).time.verdict) == ("slower, advisory", "regression")
+    assert gate.exit_code == 0
+    heavier = judged(
+        monkeypatch, slower, candidate=HEAVIER, terms=Terms(time="advisory", fail_fast=False)
+    )
+    assert (only(heavier).verdict, heavier.exit_code) == ("regression", 1)
+
+
+def test_the_reference_is_asked_once_where_the_candidate_fails(monkeypatch):
+    asked = []
+
+    class Asked(Ring):
+        def measurement(self, role):
+            asked.append(role)
+            return super().measurement(role)
+
+    ring = Asked(None, {"reference": measurement(), "candidate": OOM})
+    monkeypatch.setattr(Session, "_ring", lambda self: ring)
+    lines = []
+    trees = [Tree(folder=None, name=name) for name in ("old", "new")]
+    session = Session(*trees, [case()], MACHINE, tell=lines.append)
+    session.run()
+    assert asked == ["candidate", "reference"]
+    assert lines[1].endswith("baseline: candidate: oom in backward: too large")
+    assert session.told().exit_code == 1
+
+
+def test_what_a_person_stops_is_not_called_equal(monkeypatch):
+    def pairs(index):
+        raise KeyboardInterrupt
+
+    ring = Ring(pairs, {"reference": measurement(), "candidate": measurement()})
+    monkeypatch.setattr(Session, "_ring", lambda self: ring)
+    trees = [Tree(folder=None, name=name) for name in ("old", "new")]
+    session = Session(*trees, [case()], MACHINE)
+    with pytest.raises(KeyboardInterrupt):
+        session.run()
+    assert only(session.told()).verdict == "not enough data"
 
 
 def test_one_weak_slowdown_among_many_cases_is_a_false_discovery(monkeypatch):
