@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 bench: .venv/installed
 	stepbench machine
-	asv run -b '^(precision|accumulation|checkpointing|product)\.' -b 'parallel.*ranks2'; failed=$$?; \
+	asv run -b '^(precision|accumulation|checkpointing|product)\.' -b 'parallel.*(ranks|threads)2'; failed=$$?; \
 	stepbench report && stepbench publish && exit $$failed
 
 # `asv run` alone adds data loading, the CNN and the recipes. The whole product with enough rounds for intervals: hours on a small machine.

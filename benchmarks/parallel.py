@@ -32,6 +32,14 @@ class ParallelTwoDevices(suite.RankCases):
     params = [["dataparallel", "ddp"], ["ranks2"]]
 
 
+class ParallelThreads(suite.Cases):
+    """What two ranks on one CPU are held against: one process on as many threads."""
+
+    workload = {"cpu": "gpt-1m"}
+    param_names = ["threads"]
+    params = [["threads1", "threads2", "threads4", "threads8"]]
+
+
 class ParallelComposed(suite.RankCases):
     """With what else data parallelism is used."""
 

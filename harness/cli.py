@@ -7,6 +7,7 @@ given with --minutes ran out, run the same command again to go on; 130 stopped b
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 import click
 
 from harness.cli_gate import gate
-from harness.cli_options import AS_JSON, RESULTS, VARY, tell
+from harness.cli_options import AS_JSON, RESULTS, THREADS, VARY, tell
 from harness.cli_selfcheck import selfcheck
 from harness.core import Case, StepbenchError
 from harness.store import RunFile
@@ -62,6 +63,7 @@ def stepbench() -> None:
 )
 @click.option("-r", "--rounds", default=2, show_default=True, help="6 or more give intervals.")
 @click.option("--steps", default=20, show_default=True, help="Most timed steps a process.")
+@THREADS
 @click.option("--minutes", type=float, help="Start no case after so long, and exit with 3.")
 @click.option("--commit", help="What is measured, where there is no repository to ask.")
 @click.option(
@@ -77,6 +79,7 @@ def run(
     weak: bool,
     rounds: int,
     steps: int,
+    threads: int,
     minutes: float | None,
     commit: str | None,
     deadline_s: float,
@@ -103,6 +106,7 @@ def run(
         follow,
         leads,
         require_ranks,
+        require_threads,
     )
     from harness.report import tables
     from harness.training.choice import numbers, sweep_of
@@ -114,7 +118,13 @@ def run(
         )
     if not leads():
         return follow()
-    settings = Settings(rounds=rounds, max_steps=steps, min_steps=min(5, steps))
+    require_threads(threads, this_machine())
+    if threads > 1 and "threads1" in re.split(r"[+,]", "+".join((*combinations, *choices))):
+        raise StepbenchError(
+            f"threads1 is the baseline, which --threads {threads} runs on {threads} threads; leave "
+            f"--threads out, and choose threads{threads}"
+        )
+    settings = Settings(rounds=rounds, max_steps=steps, min_steps=min(5, steps), threads=threads)
     named = canonical(workload) if workload else default(this_machine())
     each = numbers(ranks) if ranks is not None else [default_ranks(this_machine())]
     cases = sweep_of(named, combinations, choices, ranks=each, weak=weak)

@@ -23,6 +23,12 @@ VARY = click.option(
     help="An axis, or technique names with commas between them. Given several times: every "
     "combination of one choice each.",
 )
+THREADS = click.option(
+    "--threads",
+    default=1,
+    show_default=True,
+    help="Threads of each rank's operators on a CPU, the baseline's too.",
+)
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 

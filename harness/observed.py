@@ -60,6 +60,8 @@ class Counters(Jsonable):
         collective_calls: collectives of this rank by kind, `{"all_reduce": 2}`.
         collective_bytes: their payload by kind, each the size of the whole tensor: what an
             all-reduce works on, what an all-gather yields, what a reduce-scatter is given.
+        threads: that this rank's operators were given, on a CPU; 0 on a device.
+        ran_threads: threads that a large operator really ran on beside it; 0 on a device.
         elements: parameters' elements that this rank holds.
         trained_elements: those of them that its optimizer was given.
         updated_elements: those of them that had a gradient.
@@ -114,6 +116,8 @@ class Counters(Jsonable):
     trained_blocks: int = 0
     collective_calls: Mapping[str, int] = field(default_factory=dict)
     collective_bytes: Mapping[str, int] = field(default_factory=dict)
+    threads: int = 0
+    ran_threads: int = 0
     elements: int = 0
     trained_elements: int = 0
     updated_elements: int = 0

@@ -72,7 +72,7 @@ def measurement(
             recomputed_products=0,
             loss_scale=1.0,
         ),
-        environment={"torch": torch, "threads": 1},
+        environment={"torch": torch, "threads": 1, "device": "cpu"},
         disturbances=tuple(disturbances),
     )
 

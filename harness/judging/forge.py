@@ -27,7 +27,6 @@ from typing import Any
 import harness
 from harness.core import MEASURE_VERSION, Case, Outcome, StepbenchError
 from harness.judging.player import play
-from harness.judging.trees import importable
 from harness.measuring.caches import cold_caches
 from harness.measuring.launch import PR_SET_PDEATHSIG, Ended, in_child, one_line
 from harness.measuring.measure import Stopped, measure_process
@@ -143,6 +142,12 @@ class Forge:
         return f": {lines[-1][:200]}" if lines else ""
 
 
+def importable(tree: Path) -> list[str]:
+    """What a tree puts on the path: itself, and before it `src` where it has one."""
+    source = tree / "src"
+    return [str(source), str(tree)] if source.is_dir() else [str(tree)]
+
+
 def _fork(theirs: socket.socket, log: Any) -> Any:
     process = get_context("fork").Process(
         target=_forked, args=(theirs.fileno(), log.fileno(), os.getpid()), daemon=False
@@ -219,7 +224,12 @@ def _answered(control: connection.Connection, request: Mapping[str, Any]) -> dic
         preload(imports(case.combination))
         with cold_caches():
             ended = in_child(
-                play, channel, request["case"], request["machine"], deadline_s=settings.deadline_s
+                play,
+                channel,
+                request["case"],
+                settings,
+                request["machine"],
+                deadline_s=settings.deadline_s,
             )
         return {"answer": ended.answer, "death": ended.death, "wall_s": ended.wall_s}
     except Stopped as stopped:

@@ -152,7 +152,7 @@ class Ring:
         blocks = {role: (Block(step_s=one.step_s, cpu_s=one.cpu_s),) for role, one in both.items()}
         loaders = max(one.counters.loader_processes for one in both.values())
         summary: Summary = "mean" if any(map(waits_in_bursts, both.values())) else self._summary
-        busy = loaders + max(side.case.ranks for side in self._sides.values())
+        busy = loaders + max(self._busy(side.case) for side in self._sides.values())
         told = [line for one in both.values() for line in one.disturbances]
         return _told("whole processes", order, summary, blocks, before, busy, told)
 
@@ -181,7 +181,12 @@ class Ring:
             # Both players are below this process, as long as they live.
             states = [one.between(began_s, time.monotonic(), [os.getpid()]) for one in samplers]
             told = [line for state in states for line in disturbances(state)]
-            return _told("ping-pong", order, self._summary, blocks, before, 1, told)
+            busy = max(self._busy(side.case) for side in self._sides.values())
+            return _told("ping-pong", order, self._summary, blocks, before, busy, told)
+
+    def _busy(self, case: Case) -> int:
+        """Processors that a side keeps busy while it is timed."""
+        return case.ranks * self.settings.threads_of(case)
 
 
 def measured(role: Role, forge: Forge, case: Case, settings: Settings) -> Measurement:

@@ -8,10 +8,13 @@ from multiprocessing import connection
 from typing import Any
 
 from harness.machine import device_type
+from harness.measuring.settings import Settings
 from harness.measuring.worker import Subject, with_subject
 
 
-def play(channel: int, case_json: dict[str, Any], machine: Mapping[str, Any]) -> dict[str, Any]:
+def play(
+    channel: int, case_json: dict[str, Any], settings: Settings, machine: Mapping[str, Any]
+) -> dict[str, Any]:
     """Build, warm up, tell a warm step's seconds, then time each block asked for.
 
     A message is a number of steps, and its answer `{"step_s": […], "cpu_s": […]}` after one more
@@ -29,7 +32,7 @@ def play(channel: int, case_json: dict[str, Any], machine: Mapping[str, Any]) ->
                 window = subject.block(steps)
                 _tell(parent, {"step_s": window.step_s, "cpu_s": window.cpu_s})
 
-    return with_subject(case_json, device_type(machine), work)
+    return with_subject(case_json, device_type(machine), work, settings)
 
 
 def _tell(parent: connection.Connection, what: Mapping[str, Any]) -> None:

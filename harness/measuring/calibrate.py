@@ -21,8 +21,10 @@ REPEATS = 5
 WARM_UP_S = 0.3
 
 
-def calibrate(device_type: str) -> dict[str, Any]:
+def calibrate(device_type: str, threads: int) -> dict[str, Any]:
     """Measure the device in this process, which must be fresh; a `Calibration` as JSON.
+
+    A CPU is measured on `threads` threads.
 
     The best of 5 each: products of 512 (CPU, float32) or 8192 (CUDA, bfloat16, many in a row)
     rows, copies of 64 MiB or 1 GiB read and written, copies of 256 MiB from pinned and from
@@ -31,7 +33,7 @@ def calibrate(device_type: str) -> dict[str, Any]:
     device = torch.device(device_type)
     cuda = device.type == "cuda"
     if not cuda:
-        torch.set_num_threads(1)
+        torch.set_num_threads(threads)
     rows, dtype = (8192, torch.bfloat16) if cuda else (512, torch.float32)
     left = torch.randn(rows, rows, device=device, dtype=dtype)
     source = torch.empty(2**30 if cuda else 2**26, dtype=torch.uint8, device=device).fill_(1)

@@ -34,6 +34,7 @@ def environment(case: Case, loop: Loop, site: Site, group: Group) -> dict[str, A
         "optimizer": optimizer_kind(site.workload),
         **versions(imports(case.combination)),
         "threads": torch.get_num_threads(),
+        "wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "backend": group.backend,
         "hosts": group.hosts,
         "allocator": os.environ.get("PYTORCH_ALLOC_CONF")

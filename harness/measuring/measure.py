@@ -10,7 +10,7 @@ from harness.core import Case, Outcome, Record, Round
 from harness.machine import device_type
 from harness.measuring.ranks import guilty, merged
 from harness.measuring.settings import Settings
-from harness.measuring.team import crowded, run_ranks, too_few_devices
+from harness.measuring.team import crowded, run_ranks, too_few_cores, too_few_devices
 from harness.observed import Measurement
 from harness.stats import disturbed, parity_difference, step_s
 from harness.store import now
@@ -47,7 +47,7 @@ def measure(case: Case, settings: Settings, machine: Mapping[str, Any]) -> Recor
     Order is balanced over rounds: baseline first, case first, and again. A disturbed round is kept,
     and measured again within the settings' limit.
     """
-    reason = why_not(case, machine)
+    reason = why_not(case, settings, machine)
     if reason:
         return _record(case, Outcome(kind="unsupported", reason=reason), [])
     rounds: list[Round] = []
@@ -76,16 +76,19 @@ def measure_process(case: Case, settings: Settings, machine: Mapping[str, Any]) 
         Stopped: there is no number, or it would be wrong.
         StepbenchError: the workload cannot be loaded.
     """
-    reason = why_not(case, machine)
+    reason = why_not(case, settings, machine)
     if reason:
         raise Stopped(Outcome(kind="unsupported", reason=reason))
     return _process(case, settings, device_type(machine))
 
 
-def why_not(case: Case, machine: Mapping[str, Any]) -> str | None:
+def why_not(case: Case, settings: Settings, machine: Mapping[str, Any]) -> str | None:
     """Why the case is `unsupported` here, or None; nothing has started yet."""
     return (
-        too_few_devices(case, machine) or unsupported(case, machine) or refused(of_case(case), case)
+        too_few_devices(case, machine)
+        or unsupported(case, machine)
+        or too_few_cores(case, settings, machine)
+        or refused(of_case(case), case)
     )
 
 

@@ -144,7 +144,8 @@ def _calibrate_if_stale(file: RunFile) -> None:
 
 
 def _calibrate(file: RunFile) -> None:
-    answer = _in_child(calibrate, device_type(file.run.machine))
+    threads = Settings(**file.run.settings).threads
+    answer = _in_child(calibrate, device_type(file.run.machine), threads)
     file.calibrate(Calibration.from_json(answer))
 
 

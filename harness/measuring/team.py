@@ -92,6 +92,30 @@ def too_few_devices(case: Case, machine: Mapping[str, Any]) -> str | None:
     )
 
 
+def too_few_cores(case: Case, settings: Settings, machine: Mapping[str, Any]) -> str | None:
+    """Why there are not enough cores on a CPU for ranks of several threads each, or None."""
+    ranks, threads = devices_here(case.ranks), settings.threads_of(case)
+    held = machine["cores"]
+    if device_type(machine) != "cpu" or threads == 1 or ranks * threads <= held:
+        return None
+    return f"{ranks} ranks of {threads} threads need {ranks * threads} cores; there are {held}"
+
+
+def require_threads(threads: int, machine: Mapping[str, Any]) -> None:
+    """StepbenchError unless each rank's operators can run on so many threads here."""
+    if threads == 1:
+        return
+    if device_type(machine) != "cpu":
+        raise StepbenchError(
+            f"--threads {threads} is for a CPU, and here operators run on the GPU; leave it out"
+        )
+    if not 1 <= threads <= machine["cores"]:
+        raise StepbenchError(
+            f"--threads {threads}: there are {machine['cores']} cores; choose from 1 to "
+            f"{machine['cores']}"
+        )
+
+
 def crowded(case: Case, environment: Mapping[str, Any]) -> str | None:
     """What the number of a case with more ranks than processors does not mean, or None."""
     cores = len(os.sched_getaffinity(0))

@@ -23,6 +23,7 @@ from harness.measuring.probes.elements import elements
 from harness.measuring.probes.loading import Boundary, epoch_boundary
 from harness.measuring.probes.parity import Parity
 from harness.measuring.probes.surroundings import HostLoad, tolerated_cores
+from harness.measuring.probes.threads import ran_threads
 from harness.measuring.probes.timing import Marks, Window, marked, synchronize, time_steps
 from harness.measuring.ranks import Group, Place
 from harness.measuring.settings import Settings
@@ -44,7 +45,7 @@ PARITY_STEPS = 5
 WARMUP_FLOOR, WARMUP_CAP = 2, 10
 # A step this much over the fastest so far is still warming up.
 STEADY = 1.1
-ALONE, DEADLINE_S = Place(), Settings().deadline_s
+ALONE = Place()
 # A window with a skipped step is timed again so often.
 WINDOW_TRIES = 3
 
@@ -70,15 +71,15 @@ def measure_case(
         }
 
     place = Place.from_json(place_json)
-    return with_subject(case_json, device_type, work, place, settings.deadline_s)
+    return with_subject(case_json, device_type, work, settings, place)
 
 
 def with_subject(
     case_json: dict[str, Any],
     device_type: str,
     work: Callable[[Subject], dict[str, Any]],
+    settings: Settings,
     place: Place = ALONE,
-    deadline_s: float = DEADLINE_S,
 ) -> dict[str, Any]:
     """What `work` answers about the case's subject, or `{"outcome": …}` where something forbids it.
 
@@ -89,16 +90,17 @@ def with_subject(
     device = torch.device("cuda", place.device) if cuda else torch.device("cpu")
     if reason := wrong_tree(case.workload):
         return {"outcome": Outcome(kind="failed", reason=reason).to_json()}
+    threads = 0 if cuda else settings.threads_of(case)
     if not cuda:
-        torch.set_num_threads(1)
+        _set_threads(threads)
     elif torch.cuda._is_in_bad_fork():
         reason = "importing the workload started CUDA; touch devices inside its functions only"
         return {"outcome": Outcome(kind="failed", reason=reason).to_json()}
     else:
         torch.cuda.set_device(device)
-    subject = Subject(case, device, place)
+    subject = Subject(case, device, place, threads)
     try:
-        subject.join(deadline_s)
+        subject.join(settings.deadline_s)
         return work(subject)
     except Unsupported as error:
         return {"outcome": Outcome(kind="unsupported", reason=str(error)).to_json()}
@@ -106,6 +108,12 @@ def with_subject(
         return {"outcome": Outcome(kind="failed", reason=str(error)).to_json()}
     except Exception as error:
         return {"outcome": outcome_of(error, subject.phase).to_json()}
+
+
+def _set_threads(number: int) -> None:
+    """Before the first operator; libraries that are still to be loaded read the environment."""
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(number)
+    torch.set_num_threads(number)
 
 
 class Subject:
@@ -120,8 +128,8 @@ class Subject:
     window_at: tuple[float, float]
     allocation_retries: int
 
-    def __init__(self, case: Case, device: torch.device, place: Place) -> None:
-        self.case, self.device, self.place = case, device, place
+    def __init__(self, case: Case, device: torch.device, place: Place, threads: int) -> None:
+        self.case, self.device, self.place, self.threads = case, device, place, threads
         self.steps_run = 0
         self.tokens: list[int] = []
         self.waits_s: list[float] = []
@@ -314,7 +322,7 @@ class Subject:
         least = max(settings.min_steps, 2 * workers)
         steps = max(least, min(settings.max_steps, wanted))
         processes = self.group.host_processes
-        tolerated = tolerated_cores(len(processes) * (1 + workers))
+        tolerated = tolerated_cores(len(processes) * (max(1, self.threads) + workers))
         for _ in range(WINDOW_TRIES):
             self.waits_s.clear()
             self.tokens.clear()
@@ -375,6 +383,8 @@ class Subject:
             batches_ahead=self.batches.most_ahead,
             epoch_batches=self.batches.epoch_batches,
             ranks=self.case.ranks,
+            threads=self.threads,
+            ran_threads=ran_threads(self.threads) if self.threads else 0,
             pinned=any(leaf.is_pinned() for leaf in tree_leaves(self.first)),
             **elements(self.loop, self.device),
         )

@@ -207,7 +207,7 @@ def _unlike(old: Measurement, new: Measurement, differs: Mapping[str, str]) -> s
     if "commit" not in differs:
         keys.append("workload_digest")
     if "cpu" in (old.environment.get("device"), new.environment.get("device")):
-        keys.append("threads")  # of a GPU's host they are as many as it has cores
+        keys += ["threads", "wait_policy"]  # of a GPU's host they are as many as it has cores
     ours, theirs = old.environment, new.environment
     return next(
         (_against(key, ours, theirs) for key in keys if ours.get(key) != theirs.get(key)), None

@@ -94,6 +94,11 @@ def span(values: Sequence[int], unit: str) -> str:
     return f"{low}-{high} {unit}s"
 
 
+def threads(values: Sequence[int]) -> str:
+    """`one thread`, or `4 threads`."""
+    return "one thread" if set(values) == {1} else span(values, "thread")
+
+
 def commit(run: Run) -> str:
     """`commit 0123456789 + edits`, or that there is none."""
     name = f"commit {run.commit[:10]}" if run.commit else "no commit"

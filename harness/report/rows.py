@@ -130,6 +130,7 @@ class Table:
     steps: tuple[int, ...]  # timed, of each process of an ok case
     calibrations: tuple[Calibration, ...]
     torch_versions: tuple[str, ...]
+    threads: tuple[int, ...]  # a rank's, of the baselines on a CPU
     memory_methods: tuple[str, ...]
 
 
@@ -150,6 +151,12 @@ def _table(file: RunFile, workload: str, records: Sequence[Record]) -> Table:
         rows.append(_baseline_row(baseline, measured))
     processes = [process for record in measured for one in record.rounds for process in _both(one)]
     versions = (str(process.environment.get("torch", "unknown")) for process in processes)
+    on_cpu = (
+        one.baseline.environment
+        for record in measured
+        for one in record.rounds
+        if one.baseline.environment.get("device") == "cpu"
+    )
     return Table(
         run=file.run,
         calibrations=tuple(file.calibrations),
@@ -158,6 +165,7 @@ def _table(file: RunFile, workload: str, records: Sequence[Record]) -> Table:
         rounds=tuple(len(record.rounds) for record in measured),
         steps=tuple(len(process.step_s) for process in processes),
         torch_versions=tuple(dict.fromkeys(versions)),
+        threads=tuple(dict.fromkeys(int(one["threads"] or 0) for one in on_cpu)),
         memory_methods=tuple(dict.fromkeys(process.memory.method for process in processes)),
     )
 

@@ -147,6 +147,7 @@ def caption(table: Table) -> tuple[str, ...]:
         f"torch {' and '.join(table.torch_versions) or 'unknown'}",
         formats.span(table.rounds, "round"),
         f"{formats.span(table.steps, 'step')} a process",
+        f"{formats.threads(table.threads)} a rank" if table.threads else "",
         f"no interval below {MINIMUM_ROUNDS_FOR_INTERVAL} rounds" if few else "",
         f"memory: {' and '.join(table.memory_methods) or 'not read'}",
         f"ruler {run.measure_version}",

@@ -44,7 +44,9 @@ def trains(combination: str, tries: str, deadline_s: float = 60.0) -> Check:
         name=combination,
         tries=tries,
         run=run,
-        not_here=lambda machine: why_not(_case(combination, machine), machine),
+        not_here=lambda machine: why_not(
+            _case(combination, machine), _settings(deadline_s), machine
+        ),
         deadline_s=deadline_s,
     )
 

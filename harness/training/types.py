@@ -37,6 +37,7 @@ class Plan:
         distributed: every rank is a process of one group, and takes its part of the global batch.
         shards: the whole model never enters the device: it is the model hook that moves it.
         offloads: gradients are reduced on the device and then live on the host.
+        threads: that a rank's operators run on, on a CPU; None: as many as the run says.
         loader: arguments of torch's DataLoader that differ from its defaults.
     """
 
@@ -47,6 +48,7 @@ class Plan:
     distributed: bool = False
     shards: bool = False
     offloads: bool = False
+    threads: int | None = None
     loader: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -43,7 +43,7 @@ def test_16_bit_saves_a_quarter_of_what_is_saved(floor, technique):
 
 def test_eight_micro_batches_of_one_sample_are_slow(floor):
     """Eight times the calls for the same products: on such a small model the calls are the cost."""
-    floor("accum8").speed(at_most=0.6)
+    floor("accum8").speed(at_most=0.8)
 
 
 @pytest.mark.stepbench(ranks=2)

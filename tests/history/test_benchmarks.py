@@ -44,6 +44,7 @@ OTHERS = [
     parallel.Parallel,
     parallel.ParallelWeak,
     parallel.ParallelTwoDevices,
+    parallel.ParallelThreads,
     optimizers.Optimizers,
     adapters.Adapters,
     offload.Offload,

@@ -8,7 +8,7 @@ from harness.measuring.sweep import this_machine
 from harness.training.techniques import parse
 from harness.verdicts import Side
 
-QUICK = Settings(rounds=1, max_steps=3, min_steps=3, deadline_s=60)
+QUICK = Settings(rounds=1, max_steps=3, min_steps=3)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from harness.measuring.settings import Settings
 from harness.measuring.sweep import this_machine
 from harness.training.techniques import parse
 
-QUICK = Settings(rounds=1, extra_rounds=0, max_steps=3, min_steps=3, deadline_s=60)
+QUICK = Settings(rounds=1, extra_rounds=0, max_steps=3, min_steps=3)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from harness.measuring.settings import Settings
 from harness.training import build as build_module
 from harness.training.techniques import AXES, parse, refused, unsupported
 from harness.training.workloads import load
+from tests.extras import skip_where_emulated
 from tests.synthetic import MACHINE
 
 # gpt-tiny: 2 layers, width 32, vocabulary 256, sequences of 16, batch 8; tied embeddings.
@@ -104,6 +105,7 @@ def test_every_technique_is_ok_and_active(measured, name):
     record = measured(name, "gpt-1m@seq=8")
     if "is not installed" in (record.outcome.reason or ""):
         pytest.skip(record.outcome.reason)
+    skip_where_emulated(record)
     assert record.outcome.ok, record.outcome
     assert Record.from_json(record.to_json()) == record
 

@@ -9,7 +9,7 @@ from harness.measuring.settings import Settings
 from harness.training.techniques import parse
 
 OWN = "tests.training.own_workloads"
-QUICK = Settings(rounds=1, extra_rounds=0, max_steps=3, min_steps=3, deadline_s=60)
+QUICK = Settings(rounds=1, extra_rounds=0, max_steps=3, min_steps=3)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw-loop", "adamw-foreach", "adamw-fused", "adafactor"])
@@ -55,7 +55,7 @@ def test_compiled_dropout_draws_other_numbers(measured, monkeypatch):
 
 def test_loading_in_bursts_counts_without_workers_too(measured):
     """Eight batches are read at once in turn: a median of steps would hide nearly all of it."""
-    settings = Settings(rounds=1, extra_rounds=0, max_steps=16, min_steps=16, deadline_s=60)
+    settings = Settings(rounds=1, extra_rounds=0, max_steps=16, min_steps=16)
     one = measured("baseline", f"{OWN}:in_bursts", settings).rounds[0].case
     assert stats.waits_in_bursts(one)
     assert stats.step_s(one) == pytest.approx(sum(one.step_s) / 16)

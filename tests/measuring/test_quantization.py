@@ -4,7 +4,7 @@ import pytest
 
 from harness.core import Case
 from harness.training.techniques import parse, unsupported
-from tests.extras import needs
+from tests.extras import needs, skip_where_emulated
 
 pytestmark = needs("torchao")
 
@@ -15,6 +15,7 @@ A100 = {"gpus": [{"name": "A100", "capability": "8.0", "bf16": True}]}
 
 
 def ok(record):
+    skip_where_emulated(record)
     assert record.outcome.ok, (record.outcome, record.outcome.traceback)
     return record.rounds[0].case
 

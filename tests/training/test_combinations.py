@@ -70,8 +70,8 @@ def test_a_combination_has_one_technique_on_every_axis():
     names = [technique.name for technique in chosen_techniques(parse("bf16+accum4"))]
     assert names == [
         "local-batchnorm", "sdpa-auto", "full-training", "unquantized", "ckpt0", "eager",
-        "own-optimizer", "on-device", "single", "bf16", "unclipped", "constant-rate", "accum4",
-        "workers0", "pageable", "prefetch2", "respawn",
+        "own-optimizer", "on-device", "single", "threads1", "bf16", "unclipped", "constant-rate",
+        "accum4", "workers0", "pageable", "prefetch2", "respawn",
     ]  # fmt: skip
 
 

@@ -41,6 +41,7 @@ OTHERWISE = {
     "on-device": {"saved_host_bytes": 10**9},
     "constant-rate": {"learning_rates": (1e-4, 2e-4)},
     "unquantized": {"matmul_flops": {"float8_e4m3fn": 1}},
+    "threads1": {"ran_threads": 2},
 }
 OPPOSITES = {"ckpt0": "ckpt1", "accum1": "accum2", "fp32": "bf16"}
 

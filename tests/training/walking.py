@@ -49,13 +49,16 @@ ONE_OF = {
     "accum": "accum2",
 }
 # What only ever proves itself where it is loaded or compiled.
-PROVED_ELSEWHERE = ("workers", "pinning", "prefetch", "persistence", "compile")
+PROVED_ELSEWHERE = ("workers", "pinning", "prefetch", "persistence", "compile", "threads")
 
 
 def names() -> list[str]:
-    """Every technique once, baselines left out, families by one of them."""
+    """Every technique once, baselines left out, families by one of them.
+
+    Threads are a setting of the process, and nothing that is built.
+    """
     found: dict[str, None] = {}
-    for axis in AXES:
+    for axis in (one for one in AXES if one.name != "threads"):
         for name in axis.examples:
             word = name.rstrip("0123456789")
             if name != axis.baseline:

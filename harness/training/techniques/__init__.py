@@ -27,6 +27,7 @@ from harness.training.techniques.parallel import PARALLEL
 from harness.training.techniques.precision import PRECISION
 from harness.training.techniques.quantization import QUANTIZATION
 from harness.training.techniques.stability import CLIPPING, SCHEDULE
+from harness.training.techniques.threads import THREADS
 from harness.training.types import Axis, Plan, Technique, Workload
 
 AXES: tuple[Axis, ...] = (
@@ -39,6 +40,7 @@ AXES: tuple[Axis, ...] = (
     OPTIMIZER,
     OFFLOAD,
     PARALLEL,
+    THREADS,
     PRECISION,
     CLIPPING,
     SCHEDULE,
@@ -63,6 +65,7 @@ SPELLING_ORDER: tuple[Axis, ...] = (
     CHECKPOINTING,
     OFFLOAD,
     PARALLEL,
+    THREADS,
     NORMALIZATION,
     WORKERS,
     PINNING,

@@ -14,6 +14,7 @@ from torch import nn
 
 from harness.core import Case
 from harness.observed import Counters
+from harness.training.emulation import require_bearable
 from harness.training.layers import linear_layers
 from harness.training.types import Axis, Plan, Site, Technique, Unsupported
 
@@ -37,10 +38,23 @@ def _chosen(model: nn.Module, site: Site, *, tile: int = 1) -> set[str]:
 
 def _float8(model: nn.Module, site: Site) -> nn.Module:
     chosen = _chosen(model, site, tile=TILE)
+    if site.device.type == "cpu":
+        _require_bearable_products()
     from torchao.float8 import convert_to_float8_training
 
     convert_to_float8_training(model, module_filter_fn=lambda module, name: name in chosen)
     return model
+
+
+def _require_bearable_products() -> None:
+    """The product that torchao's layers call, beside the same in float32."""
+    plain = torch.ones(128, 128)
+    eight, one = plain.to(torch.float8_e4m3fn), torch.ones(())
+
+    def emulated() -> object:
+        return torch._scaled_mm(eight, eight.t(), one, one, out_dtype=torch.bfloat16)
+
+    require_bearable("an emulated fp8 product", emulated, lambda: plain @ plain)
 
 
 def _fake_int8(model: nn.Module, site: Site) -> nn.Module:
