@@ -268,6 +268,10 @@ class Measurement(Jsonable):
         warmup_steps: steps before the window, the parity steps among them.
         losses, grad_norms: of the first applied steps after build, never timed.
         loss_tolerance: relative difference of either that its techniques' rounding may make.
+        same_parameter_steps: how many of them, from the first on, began at the initial parameters;
+            the others show how far training drifts.
+        descents: how far the updates of those, but for the first, led along their gradient g: the
+            change of all parameters times g, over the norm of g; negative where they descend.
         skipped_steps: steps that the loss scaler skipped among those.
         overhead_s: wall seconds from fork to reaped, less every optimizer step that the process
             ran (`steps_run`) at its median timed step.
@@ -313,6 +317,8 @@ class Measurement(Jsonable):
     communication: Communication | None = None
     compilation: Compilation | None = None
     unproved: tuple[str, ...] = ()
+    same_parameter_steps: int = 0
+    descents: tuple[float, ...] = ()
     ranks: tuple[Rank, ...] = ()
     device: DeviceState | None = None
     allocation_retries: int = 0

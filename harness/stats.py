@@ -160,15 +160,31 @@ def exponent(sizes: Sequence[float], amounts: Sequence[float]) -> float:
 
 
 def loss_difference(record: Record) -> float:
-    """The largest relative difference of loss or gradient norm from the baseline in any round."""
-    return max(parity_difference(one.baseline, one.case) for one in record.rounds)
+    """The largest relative difference of loss or gradient norm from the baseline in any round.
+
+    Of all steps that were observed, those that trained on among them: how far the two drifted.
+    """
+    return max(drift(one.baseline, one.case) for one in record.rounds)
 
 
-def parity_difference(baseline: Measurement, case: Measurement) -> float:
+def drift(baseline: Measurement, case: Measurement) -> float:
     """The same for one round; 0.0 means bit-equal."""
     return max(
         relative_difference(baseline.losses, case.losses),
         relative_difference(baseline.grad_norms, case.grad_norms),
+    )
+
+
+def parity_difference(baseline: Measurement, case: Measurement) -> float:
+    """The largest relative difference of loss, gradient norm or update at the same parameters.
+
+    Where nobody put the parameters back, all steps are compared as they trained.
+    """
+    same = case.same_parameter_steps or len(case.losses)
+    return max(
+        relative_difference(baseline.losses[:same], case.losses[:same]),
+        relative_difference(baseline.grad_norms[:same], case.grad_norms[:same]),
+        relative_difference(baseline.descents, case.descents),
     )
 
 

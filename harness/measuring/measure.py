@@ -12,7 +12,7 @@ from harness.measuring.ranks import guilty, merged
 from harness.measuring.settings import Settings
 from harness.measuring.team import crowded, run_ranks, too_few_cores, too_few_devices
 from harness.observed import Measurement
-from harness.stats import disturbed, parity_difference, step_s
+from harness.stats import disturbed, drift, parity_difference, step_s
 from harness.store import now
 from harness.training.techniques import (
     combine,
@@ -159,19 +159,27 @@ def _judged(case: Case, rounds: list[Round], settings: Settings, device: str) ->
             allowed += RANKS_DIFFERENCE
         references = [_reference_process(reference, settings, device)] * len(rounds)
         against = reference.chosen
-    difference = max(
-        parity_difference(reference, one.case)
-        for reference, one in zip(references, rounds, strict=True)
-    )
+    pairs = [(one, each.case) for one, each in zip(references, rounds, strict=True)]
+    difference = max(parity_difference(*pair) for pair in pairs)
     if device == "cuda":
         allowed += CUDA_DIFFERENCE
     if difference > allowed:
         return Outcome(
             kind="invalid",
-            reason=f"loss or gradient norm differs from {against}'s by {difference:.1e}, "
-            f"more than the {allowed:.1e} that {case.combination} may",
+            reason="loss, gradient norm or update at the same parameters differs from "
+            f"{against}'s by {difference:.1e}, more than the {allowed:.1e} that "
+            f"{case.combination} may",
         )
-    return Outcome(kind="ok", reason=crowded(case, rounds[0].case.environment))
+    drifted = max(drift(*pair) for pair in pairs)
+    notes = (
+        f"loss judged against {against}" if reference != case.baseline else None,
+        f"equal within {difference:.1e} at the same parameters, updates then drift apart by "
+        f"{drifted:.1e}: not judged"
+        if drifted > allowed
+        else None,
+        crowded(case, rounds[0].case.environment),
+    )
+    return Outcome(kind="ok", reason="; ".join(filter(None, notes)) or None)
 
 
 def _reference(case: Case, workload: Workload) -> Case:

@@ -185,6 +185,7 @@ def _one(each: Sequence[Measurement]) -> Measurement:
         build_s=max(one.build_s for one in each),
         losses=tuple(map(_mean, zip(*(one.losses for one in each), strict=True))),
         grad_norms=each[0].grad_norms,
+        descents=each[0].descents,
         memory=_largest([one.memory for one in each]),
         counters=each[0].counters,
         disturbances=tuple(dict.fromkeys(line for lines in told for line in lines)),

@@ -21,7 +21,8 @@ from harness.measuring.probes.communication import watched_steps
 from harness.measuring.probes.compilation import calls, compilation
 from harness.measuring.probes.elements import elements
 from harness.measuring.probes.loading import Boundary, epoch_boundary
-from harness.measuring.probes.parity import Parity
+from harness.measuring.probes.parity import DRIFT_STEPS, SAME_PARAMETER_STEPS, Parity
+from harness.measuring.probes.start import Start
 from harness.measuring.probes.surroundings import HostLoad, tolerated_cores
 from harness.measuring.probes.threads import ran_threads
 from harness.measuring.probes.timing import Marks, Window, marked, synchronize, time_steps
@@ -41,7 +42,6 @@ from harness.training.techniques import (
 from harness.training.types import Loop, Site, Unsupported, Workload
 from harness.training.workloads import of_case
 
-PARITY_STEPS = 5
 WARMUP_FLOOR, WARMUP_CAP = 2, 10
 # A step this much over the fastest so far is still warming up.
 STEADY = 1.1
@@ -176,6 +176,8 @@ class Subject:
             losses=tuple(parity.losses),
             grad_norms=tuple(parity.grad_norms),
             loss_tolerance=tolerance(self.workload, self.case.combination),
+            same_parameter_steps=SAME_PARAMETER_STEPS,
+            descents=tuple(parity.descents),
             skipped_steps=parity.skipped,
             memory=Memory(
                 method=probe.method,
@@ -265,6 +267,7 @@ class Subject:
     def _parity(self, probe: memory.MemoryProbe) -> tuple[Parity, Peak]:
         self.phase = "warm-up"
         parity = Parity()
+        start = probe.apart(lambda: Start(self.loop))
 
         # Kept on the host: memory and counts are of this batch in every process, however long it
         # warmed up. Batches may be of unequal size. Workers are not forked under a profiler, and
@@ -272,7 +275,12 @@ class Subject:
         workers = self.site.plan.loader.get("num_workers", 0)
         self.first = self._next() if workers else probe.apart(self._next)
         _, first_peak = probe.watch(lambda: parity.observe(self.loop, self.first, self.site))
-        for _ in range(PARITY_STEPS - 1):
+        for _ in range(SAME_PARAMETER_STEPS - 1):
+            start.put_back()
+            parity.observe(start.watched(self.loop), self._next(), self.site)
+            parity.descents.append(start.descent())
+        probe.apart(start.forget)
+        for _ in range(DRIFT_STEPS):
             parity.observe(self.loop, self._next(), self.site)
         self.steps_run += parity.skipped
         self._require_even_terms()

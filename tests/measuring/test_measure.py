@@ -28,7 +28,8 @@ def test_the_baseline_by_hand(measured):
     assert len(one.step_s) == len(one.cpu_s) == 3
     assert sum(one.step_s) == pytest.approx(one.window_s, rel=0.01)
     assert one.tokens == TOKENS
-    assert len(one.losses) == len(one.grad_norms) == 5
+    assert len(one.losses) == len(one.grad_norms) == 8
+    assert one.same_parameter_steps == len(one.descents) + 1 == 3
     assert stats.loss_difference(record) == 0.0
     memory = one.memory
     assert memory.parameter_bytes == memory.gradient_bytes == 4 * PARAMETERS

@@ -141,6 +141,11 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def dense(gradient: Tensor) -> Tensor:
+    """A gradient in a layout that norms and counts are defined for, whatever layout it is in."""
+    return gradient.to_dense() if gradient.layout != torch.strided else gradient
+
+
 def plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
     """The tensors with storages of their own that a tensor is made of: codes and scales."""
     held: Any = local(tensor)
@@ -183,7 +188,7 @@ def own_optimizer(loop: Loop) -> torch.optim.Optimizer:
     return loop.optimizer
 
 
-def _inner_optimizers(loop: Loop) -> Iterator[torch.optim.Optimizer]:
+def inner_optimizers(loop: Loop) -> Iterator[torch.optim.Optimizer]:
     """torchao's offloading optimizer has one for each parameter, and one for what stays."""
     own: Any = own_optimizer(loop)
     if not hasattr(own, "optim_dict"):
@@ -196,7 +201,7 @@ def _inner_optimizers(loop: Loop) -> Iterator[torch.optim.Optimizer]:
 
 def optimizer_state(loop: Loop) -> Iterator[tuple[str, Tensor]]:
     """The tensors of this rank's optimizer state, each with its name (`exp_avg`)."""
-    for optimizer in _inner_optimizers(loop):
+    for optimizer in inner_optimizers(loop):
         for one in optimizer.state.values():
             for name, value in one.items():
                 if isinstance(value, Tensor):

@@ -1,11 +1,15 @@
-"""Whether the loss is right: loss and gradient norm of the first applied steps.
+"""Whether the loss is right: loss, gradient norm and update of the first applied steps.
 
 The norm is of the unscaled, unclipped gradient: an optimizer like AdamW divides a wrong factor out
-of the loss again, the norm keeps it.
+of the loss again, the norm keeps it. The first steps all begin at the initial parameters, which are
+put back before each: several updates in a row can be chaos, where the smallest difference in
+rounding grows until it says nothing about the technique. The optimizer's state goes on meanwhile.
+The steps after them train on, and show how far that drifts.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -13,27 +17,36 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from harness.measuring.probes.memory import dense
 from harness.training.data import HostBatch
 from harness.training.step import train_step
 from harness.training.types import Batch, Loop, Site
 
+# Steps that begin at the initial parameters, and those that then train on.
+SAME_PARAMETER_STEPS, DRIFT_STEPS = 3, 5
 # A scaler that starts at 2^16 has nothing left to halve after so many.
 MOST_SKIPS = 24
 
 
 @dataclass(slots=True, kw_only=True)
 class Parity:
-    """What the observed steps showed; `skipped` counts steps that the loss scaler did not apply."""
+    """What the observed steps showed; `skipped` counts steps that the loss scaler did not apply.
+
+    `descents` are of the updates from the initial parameters but the first: its memory is watched.
+    """
 
     losses: list[float] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
+    descents: list[float] = field(default_factory=list)
     learning_rates: list[tuple[float, ...]] = field(default_factory=list)  # of each group
     skipped: int = 0
 
     def observe(self, loop: Loop, host: HostBatch, site: Site) -> None:
         """Step on one global batch until a step is applied, and keep that step's figures."""
         draws = _random_state(site)
-        for _ in range(MOST_SKIPS):
+        # After a step that was never applied, the scale has nothing left for another.
+        hopeless = bool(self.losses) and math.isnan(self.losses[-1])
+        for _ in range(0 if hopeless else MOST_SKIPS):
             # A repeated batch meets the same dropout.
             draws()
             before = loop.loss_scale()
@@ -85,7 +98,7 @@ def _observed_step(loop: Loop, host: HostBatch, site: Site) -> tuple[float, floa
 
 def whole_norm(model: nn.Module) -> Tensor:
     """Norm of all gradients together, those of other ranks' shards included."""
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    gradients = [dense(p.grad) for p in model.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
