@@ -7,7 +7,6 @@ interruption; larger numbers in its arguments add to what there is.
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -21,11 +20,12 @@ from typing import Any
 import torch
 
 from benchmarks.aa_rates import LEAST_PAIRS, report
-from harness.core import MEASURE_VERSION, Case, StepbenchError
+from harness.core import Case, StepbenchError
 from harness.judging.gate import SETTINGS, Session
 from harness.judging.pairs import Ring, order_of
 from harness.judging.trees import Project, Tree
 from harness.measuring.sweep import claimed_machine
+from harness.selfcheck.journal import add, opened, read
 from harness.store import now
 from harness.verdicts import SUMMARIES, Block, Pair, Side
 
@@ -144,35 +144,6 @@ def run_gates(file: Path, machine: dict[str, Any], percent: int, wanted: int) ->
             "disturbed": sum(bool(one.dropped_for) for one in case.time.pairs),
         }
         add(file, {"percent": percent, "at": now(), **told})
-
-
-def read(file: Path) -> list[dict[str, Any]]:
-    """The lines of a file but its header; empty where there is none."""
-    if not file.exists():
-        return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()[1:]]
-
-
-def add(file: Path, line: dict[str, Any]) -> None:
-    with open(file, "a", encoding="utf-8") as out:
-        out.write(json.dumps(line) + "\n")
-
-
-def opened(file: Path, machine: dict[str, Any]) -> Path:
-    """The file with a header that says what it was measured on.
-
-    Raises:
-        StepbenchError: it was measured on something else.
-    """
-    header = {"machine": machine, "torch": torch.__version__, "ruler": MEASURE_VERSION}
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        add(file, header)
-    known = json.loads(file.read_text(encoding="utf-8").partition("\n")[0])
-    for key, value in header.items():
-        if known[key] != value:
-            raise StepbenchError(f"{file}: {key}: {known[key]} against {value}; move it away first")
-    return file
 
 
 def main() -> int:

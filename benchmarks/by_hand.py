@@ -5,6 +5,7 @@ own steps. Exit code 1 where the interval leaves ±1%, or on a CPU the cost exce
 it holds the device's own start and the larger model's, which no harness can avoid.
 """
 
+import argparse
 import statistics
 import sys
 from collections.abc import Callable
@@ -29,11 +30,11 @@ from harness.training.techniques import parse
 from harness.training.workloads import default, load
 from harness.verdicts import Block
 
-PAIRS, STEPS = 60, 8
+STEPS = 8
 CASES = ("baseline", "bf16", "accum4", "ckpt1", "bf16+accum4+ckpt2")
 
 
-def ratios(workload_name: str, device_name: str) -> list[float]:
+def ratios(workload_name: str, device_name: str, pairs: int) -> list[float]:
     """The harness' step over the one by hand, a ratio a pair; run in a fresh process."""
     device = torch.device(device_name)
     if device.type == "cpu":
@@ -50,7 +51,7 @@ def ratios(workload_name: str, device_name: str) -> list[float]:
         by_harness()
         by_hand()
     return [
-        _ratio(by_harness, by_hand, device, candidate_first=bool(pair % 2)) for pair in range(PAIRS)
+        _ratio(by_harness, by_hand, device, candidate_first=bool(pair % 2)) for pair in range(pairs)
     ]
 
 
@@ -95,9 +96,13 @@ def right(ratio: Estimate, costs: list[float], device_name: str) -> bool:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workload")
+    parser.add_argument("--pairs", type=int, default=60)
+    asked = parser.parse_args()
     machine = claimed_machine()
-    workload = default(machine)
-    ended = in_child(ratios, workload, device_type(machine), deadline_s=1800)
+    workload = asked.workload or default(machine)
+    ended = in_child(ratios, workload, device_type(machine), asked.pairs, deadline_s=1800)
     if ended.death:
         print(ended.death, file=sys.stderr)
         return 1

@@ -1,0 +1,56 @@
+"""Pairs of equal sides: measured for real, kept, gone on with, and told in figures by hand."""
+
+import math
+import time
+from dataclasses import replace
+
+import pytest
+
+from harness.core import Case, StepbenchError
+from harness.measuring.sweep import this_machine
+from harness.selfcheck import null_pairs
+from harness.selfcheck.journal import add, opened, read
+from harness.verdicts import Block, Pair
+from tests.synthetic import MACHINE
+
+PAIR = Pair(
+    method="ping-pong",
+    order="reference first",
+    summary="median",
+    reference=(Block(step_s=(0.1,), cpu_s=(0.1,)),),
+    candidate=(Block(step_s=(0.1,), cpu_s=(0.1,)),),
+    stolen_share=0.0,
+    foreign_cores=0.0,
+    disturbances=(),
+)
+
+
+def test_pairs_are_measured_for_real_and_gone_on_with(tmp_path):
+    machine, case = this_machine(), Case(workload="gpt-tiny")
+    file = opened(tmp_path / "pairs.jsonl", machine)
+    assert null_pairs.measure(file, case, machine, 1, time.monotonic()) == null_pairs.OUT_OF_TIME
+    assert read(file) == []
+    later = time.monotonic() + 600
+    assert null_pairs.measure(file, case, machine, 1, later) == 0
+    [line] = read(file)
+    pair = Pair.from_json(line["pair"])
+    assert min(len(block.step_s) for block in (*pair.reference, *pair.candidate)) >= 3
+    assert null_pairs.measure(file, case, machine, 1, later) == 0  # there is enough
+    assert read(file) == [line]
+
+
+def test_the_spread_of_equal_sides_by_hand():
+    slower = replace(PAIR, candidate=(Block(step_s=(0.1 * math.exp(0.02),), cpu_s=(0.1,)),))
+    [head, *lines] = null_pairs.told(
+        [PAIR, slower, replace(PAIR, disturbances=("busy",))]
+    ).splitlines()
+    assert head == "3 pairs of equal sides, 1 of them disturbed"
+    assert lines == ["step_s: median +0.00%, standard deviation 0.94%, largest 2.00%"]
+
+
+def test_another_machine_s_pairs_are_not_added_to(tmp_path):
+    file = opened(tmp_path / "pairs.jsonl", MACHINE)
+    add(file, {"pair": 1})
+    assert read(opened(file, MACHINE)) == [{"pair": 1}]
+    with pytest.raises(StepbenchError, match="machine"):
+        opened(file, MACHINE | {"cores": 3})
