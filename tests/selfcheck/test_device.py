@@ -163,20 +163,23 @@ def test_a_peak_that_a_plain_loop_does_not_have_does_not_work(monkeypatch):
     assert "more than 1% apart" in found.reason
 
 
-def window(step_s, window_s):
-    return Window(step_s=step_s, cpu_s=step_s, window_s=window_s)
+def test_marks_and_trace_agree_within_one_percent():
+    assert torch_parts.agreement(0.1, 0.0991).startswith("a step took 100.000 ms by marks, 99.100")
+    for traced_s in (0.0989, 0.1011):
+        with pytest.raises(DoesNotWork, match="more than 1% apart"):
+            torch_parts.agreement(0.1, traced_s)
 
 
-def test_three_clocks_agree_within_one_percent():
-    assert "by the profiler" in torch_parts.agreement(window((0.1, 0.1), 0.2), 0.199)
-    with pytest.raises(DoesNotWork, match="marks and trace"):
-        torch_parts.agreement(window((0.1, 0.1), 0.2), 0.197)
-    with pytest.raises(DoesNotWork, match="the window took"):
-        torch_parts.agreement(window((0.1, 0.1), 0.21), 0.2)
+def test_marks_that_the_wall_contradicts_do_not_work(monkeypatch):
+    window = Window(step_s=(0.1,) * 10, cpu_s=(0.1,) * 10, window_s=1.1)
+    monkeypatch.setattr(torch_parts, "time_steps", lambda *_: window)
+    found = find_out(BY_NAME["clocks agree"], MACHINE)
+    assert found.outcome == "does not"
+    assert "sum to 1.0000 s but the window took 1.1000 s" in found.reason
 
 
 def test_clocks_are_read_for_real():
-    assert "by the profiler" in find_out(BY_NAME["clocks agree"], MACHINE).reason
+    assert "ms by marks" in find_out(BY_NAME["clocks agree"], MACHINE).reason
 
 
 def event(name, start_us, end_us, *, kind=DeviceType.CUDA, annotation=False):
@@ -187,17 +190,19 @@ def event(name, start_us, end_us, *, kind=DeviceType.CUDA, annotation=False):
 
 
 def test_a_trace_s_time_is_that_of_kernels_on_cuda_and_of_steps_on_a_cpu():
-    events = [
-        event(torch_parts.STEP, 0, 900, annotation=True),
+    steps = [
         event(torch_parts.STEP, 0, 300, kind=DeviceType.CPU),
         event(torch_parts.STEP, 400, 450, kind=DeviceType.CPU),
+    ]
+    kernels = [
+        event(torch_parts.STEP, 0, 900, annotation=True),
         event("gemm", 100, 200),
         event("gemm", 250, 600),
     ]
-    assert torch_parts._traced_s(events, cuda=True) == pytest.approx(500e-6)
-    assert torch_parts._traced_s(events[1:3], cuda=False) == pytest.approx(350e-6)
+    assert torch_parts._span_s([*steps, *kernels]) == pytest.approx(500e-6)
+    assert torch_parts._ranges_s(steps) == pytest.approx([300e-6, 50e-6])
     with pytest.raises(DoesNotWork, match="no kernel"):
-        torch_parts._traced_s(events[:3], cuda=True)
+        torch_parts._span_s([*steps, kernels[0]])
 
 
 class Context:
