@@ -42,6 +42,12 @@ EXIT_CODES = (
 @VARY
 @click.option("-w", "--workload", metavar="NAME", help="Default: gpt-124m on a GPU, else gpt-1m.")
 @click.option(
+    "--workload-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Take today's file of the workload on both sides: for commits that lack it.",
+)
+@click.option(
     "--project",
     type=click.Path(path_type=Path),
     default=Path("."),
@@ -72,6 +78,7 @@ def gate(
     combinations: tuple[str, ...],
     choices: tuple[str, ...],
     workload: str | None,
+    workload_file: Path | None,
     project: Path,
     time: Time | None,
     counters_only: bool,
@@ -97,6 +104,7 @@ def gate(
       stepbench gate v1.0 main -c bf16       two commits, one combination
       stepbench gate --time off              no clock: for a busy CI machine
       stepbench gate --fail-fast --minutes 30 --strict       for CI
+      stepbench gate v0.1 -w train:workload --workload-file train.py    v0.1 had none
       stepbench gate --accept                keep today's counters in stepbench-baselines/
       stepbench gate --baselines             hold the working tree against them
     """
@@ -121,7 +129,18 @@ def gate(
     terms = Terms(
         time=time or "blocking", fail_fast=fail_fast, minutes=minutes or math.inf, strict=strict
     )
-    asked = command.Asked(project=project, base=base, head=head, workload=workload, terms=terms)
+    if workload_file and (baselines or accept or ":" not in (workload or "")):
+        raise StepbenchError(
+            "--workload-file is for two sides and a workload in it: -w module:attribute"
+        )
+    asked = command.Asked(
+        project=project,
+        base=base,
+        head=head,
+        workload=workload,
+        workload_file=workload_file,
+        terms=terms,
+    )
     if not combinations and not choices:
         combinations = DEFAULT_CASES
     ranks = [default_ranks(this_machine())]

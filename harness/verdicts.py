@@ -272,10 +272,21 @@ class CaseVerdict(Jsonable):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pin(Jsonable):
+    """A library that both sides ask for differently, in `file`; None: that side does not ask."""
+
+    name: str
+    file: str
+    old: str | None
+    new: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gate(Jsonable):
     """A whole comparison of two sides, named for people (`reference`, `candidate`).
 
-    `strict`: what could not be decided has an exit code of its own.
+    `strict`: what could not be decided has an exit code of its own. `pins`: what else the two sides
+    would have installed; both ran on what is installed here.
     """
 
     reference: str
@@ -287,6 +298,7 @@ class Gate(Jsonable):
     timed: bool
     cases: tuple[CaseVerdict, ...]
     strict: bool = False
+    pins: tuple[Pin, ...] = ()
 
     @property
     def exit_code(self) -> int:

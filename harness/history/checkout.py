@@ -26,6 +26,7 @@ from asv.environment import Environment, EnvironmentUnavailable
 
 from harness.history import COMMIT, REFUSAL, RESULTS, ROUNDS, RUN, TREE
 from harness.history.configuration import told_by_asv
+from harness.judging.trees import importable, overlay
 from harness.report import formats
 from harness.store import RunFile
 
@@ -86,6 +87,10 @@ class Checkout(Environment):  # type: ignore[misc]
         """Check the commit's tree out and see whether today's ruler can measure it."""
         _point_out_edits(self._repo_path, self._results)
         self.checkout_project(repo, commit_hash)
+        if name := getattr(conf, "workload_file", None):
+            with told_by_asv():
+                tree = Path(self._build_root)
+                overlay(self._repo_path, self._repo_path / name, tree)
         self._commit = commit_hash
         refusal = _refusal(Path(self._build_root), commit_hash) if self._brings_ruler() else None
         self._children = {COMMIT: commit_hash}
@@ -109,7 +114,8 @@ class Checkout(Environment):  # type: ignore[misc]
         if not {"discover", "check"}.isdisjoint(args):
             children[TREE] = str(self._today)
         environ = {**kwargs.pop("env", os.environ), **children}
-        path = filter(None, (*_importable(children.get(TREE)), environ.get("PYTHONPATH")))
+        first = importable(Path(children[TREE])) if TREE in children else []
+        path = filter(None, (*first, environ.get("PYTHONPATH")))
         # ASV's child takes PYTHONPATH off its path again unless it stands here too.
         environ["PYTHONPATH"] = environ["ASV_PYTHONPATH"] = os.pathsep.join(path)
         return util.check_output([sys.executable, *args], env=environ, **kwargs)
@@ -162,14 +168,6 @@ def _rounds(quick: bool, attributes: Mapping[str, Any]) -> int:
     if not isinstance(repeat, int) or repeat < 1:
         raise util.UserError(f"-a repeat={repeat}: how many rounds is one number from 1 on")
     return repeat
-
-
-def _importable(tree: str | None) -> list[str]:
-    """What a tree puts on the path: itself, and before it `src` where it has one."""
-    if tree is None:
-        return []
-    source = Path(tree) / "src"
-    return [str(source), tree] if source.is_dir() else [tree]
 
 
 def _python() -> str:

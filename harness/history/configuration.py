@@ -27,10 +27,11 @@ TEXTS = (
     "results_dir",
     "env_dir",
     "html_dir",
+    "workload_file",
 )
 LISTS = ("branches", "plugins", "on_request")
 NUMBERS = ("default_benchmark_timeout",)
-KNOWN = {*vars(Config()), *LISTS, "build_cache_size", "wheel_cache_size", "version"}
+KNOWN = {*vars(Config()), *TEXTS, *LISTS, "build_cache_size", "wheel_cache_size", "version"}
 
 
 def load(path: Path) -> Config:

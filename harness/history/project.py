@@ -24,6 +24,8 @@ CONFIGURATION = """\
     "launch_method": "forkserver",
 
     "benchmark_dir": "benchmarks",
+    // For commits that lack the workload's file: measure them with today's.
+    // "workload_file": "train.py",
     // ASV's results and the records of each measurement, a folder a machine: worth committing.
     "results_dir": "results",
     "env_dir": ".asv/env",

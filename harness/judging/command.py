@@ -9,9 +9,8 @@ from pathlib import Path
 
 from harness.core import Case, StepbenchError
 from harness.judging import baselines
-from harness.judging.forge import importable
 from harness.judging.gate import SETTINGS, Session, Terms
-from harness.judging.trees import Project
+from harness.judging.trees import Project, importable
 from harness.measuring.sweep import claimed_machine, this_machine
 from harness.training.workloads import canonical, default
 from harness.verdicts import Gate
@@ -23,12 +22,16 @@ BETTER = "better than accepted: `stepbench gate --accept` keeps it"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What to compare: `base` and `head` name commits; None is their default."""
+    """What to compare: `base` and `head` name commits; None is their default.
+
+    `workload_file` is the one that both sides take today's of, for commits that lack it.
+    """
 
     project: Path
     base: str | None
     head: str | None
     workload: str | None
+    workload_file: Path | None = None
     terms: Terms = field(default_factory=Terms)
 
     @property
@@ -55,7 +58,8 @@ def compare(asked: Asked, cases: Sequence[Case], tell: Tell, show: Show) -> int:
     base = project.commit(asked.base) if asked.base else project.merge_base()
     head = project.commit(asked.head) if asked.head else None
     machine = claimed_machine(max(case.ranks for case in cases))
-    with project.tree(base) as old, project.tree(head) as new:
+    file = asked.workload_file
+    with project.tree(base, file) as old, project.tree(head, file) as new:
         session = Session(old, new, cases, machine, terms=asked.terms, tell=tell)
         try:
             session.run()

@@ -27,6 +27,7 @@ from typing import Any
 import harness
 from harness.core import MEASURE_VERSION, Case, Outcome, StepbenchError
 from harness.judging.player import play
+from harness.judging.trees import importable
 from harness.measuring.caches import cold_caches
 from harness.measuring.launch import PR_SET_PDEATHSIG, Ended, in_child, one_line
 from harness.measuring.measure import Stopped, measure_process
@@ -140,12 +141,6 @@ class Forge:
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").strip().splitlines()
         return f": {lines[-1][:200]}" if lines else ""
-
-
-def importable(tree: Path) -> list[str]:
-    """What a tree puts on the path: itself, and before it `src` where it has one."""
-    source = tree / "src"
-    return [str(source), str(tree)] if source.is_dir() else [str(tree)]
 
 
 def _fork(theirs: socket.socket, log: Any) -> Any:

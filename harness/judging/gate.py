@@ -17,7 +17,7 @@ import torch
 from scipy.stats import false_discovery_control
 
 from harness.core import MEASURE_VERSION, Case
-from harness.judging import rule
+from harness.judging import pins, rule
 from harness.judging.pace import Pace
 from harness.judging.pairs import Ring
 from harness.judging.rule import Direction
@@ -144,6 +144,7 @@ class Session:
                 for trial in self._trials
             ),
             strict=self._terms.strict,
+            pins=pins.changed(*(tree.pins for tree in self._trees)),
         )
 
     def _ring(self) -> Ring:

@@ -8,10 +8,11 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.core import StepbenchError
+from harness.judging import pins
 
 # Where a commit of Stepbench itself keeps its ruler, and what the gate starts in it.
 RULER, FORGE = "harness/measuring", "harness/judging/forge.py"
@@ -19,10 +20,39 @@ RULER, FORGE = "harness/measuring", "harness/judging/forge.py"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tree:
-    """A side's source: `folder` to import from, `name` for people."""
+    """A side's source: `folder` to import from, `name` for people, the libraries it asks for."""
 
     folder: Path
     name: str
+    pins: pins.Pins = field(default_factory=dict)
+
+
+def importable(tree: Path) -> list[str]:
+    """What a tree puts on the path: itself, and before it `src` where it has one."""
+    source = tree / "src"
+    return [str(source), str(tree)] if source.is_dir() else [str(tree)]
+
+
+def overlay(project: Path, file: Path, tree: Path) -> str:
+    """Put today's file of a project where a tree of it has or lacks it; its name in the project.
+
+    Raises:
+        StepbenchError: the file is none of the project's, or the tree has a package of its name.
+    """
+    if not file.is_file():
+        raise StepbenchError(f"{file} is no file; --workload-file takes the workload's")
+    if not file.resolve().is_relative_to(project.resolve()):
+        raise StepbenchError(
+            f"{file} must lie in {project}, from where workloads are imported; it need not be "
+            "committed"
+        )
+    name = file.resolve().relative_to(project.resolve())
+    copy = tree / name
+    if copy.with_suffix("").is_dir():
+        raise StepbenchError(f"an older tree has a folder {name.with_suffix('')} in {name}'s place")
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, copy)
+    return name.as_posix()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,13 +98,13 @@ class Project:
         )
 
     @contextmanager
-    def tree(self, commit: str | None) -> Iterator[Tree]:
+    def tree(self, commit: str | None, workload_file: Path | None = None) -> Iterator[Tree]:
         """A copy of a commit, or of the working tree with its edits (None); removed after.
 
-        Files that git ignores and submodules are in neither.
+        Files that git ignores and submodules are in neither. `workload_file` is today's in both.
 
         Raises:
-            StepbenchError: a commit of Stepbench from before the gate.
+            StepbenchError: a commit of Stepbench from before the gate, or see `overlay`.
         """
         with tempfile.TemporaryDirectory(prefix="stepbench-") as made:
             folder = Path(made).resolve()
@@ -85,11 +115,14 @@ class Project:
                 self._check_out(commit, folder)
                 name = f"commit {commit[:10]}"
             source = folder / self.below
+            asked = pins.read(folder, source)
+            if workload_file:
+                name += f" with today's {overlay(self.top / self.below, workload_file, source)}"
             if (source / RULER).is_dir() and not (source / FORGE).is_file():
                 raise StepbenchError(f"{name} has no {FORGE}: it is from before the gate")
             if not source.is_dir():
                 raise StepbenchError(f"{name} has no folder {self.below}")
-            yield Tree(folder=source, name=name)
+            yield Tree(folder=source, name=name, pins=asked)
 
     def _check_out(self, commit: str, folder: Path) -> None:
         """With an index of its own: the repository is left as it is, whatever happens."""

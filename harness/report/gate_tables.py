@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from harness import machine
 from harness.report import formats
-from harness.verdicts import CaseVerdict, Difference, Figure, Gate, TimeVerdict, label
+from harness.verdicts import CaseVerdict, Difference, Figure, Gate, Pin, TimeVerdict, label
 
 HEADERS = ("case", "verdict", "without a clock", "time", "pairs")
 FIGURES: dict[Figure, str] = {"cpu_s": "CPU time", "step_s": "wall time"}
@@ -112,7 +112,13 @@ def _captions(gate: Gate) -> list[str]:
         f"{gate.candidate} against {gate.reference}: {conclusion(gate)}",
         f"{machine.summary(gate.machine)}, torch {gate.torch}, ruler {gate.measure_version}, "
         f"{formats.moment(gate.started_at)}",
+        *map(_pin, gate.pins),
     ]
+
+
+def _pin(one: Pin) -> str:
+    change = f"{one.old or 'none'} -> {one.new or 'none'} in {one.file}"
+    return f"the pin of {one.name} differs and was not applied: {change}"
 
 
 def conclusion(gate: Gate) -> str:

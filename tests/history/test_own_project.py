@@ -95,6 +95,20 @@ def test_what_was_planted_is_seen_where_it_was_planted(own: Toy) -> None:
     assert digests[first] != digests[slow] != digests[heavy]
 
 
+def test_todays_workload_measures_a_commit_that_lacks_it(own: Toy) -> None:
+    (own.folder / "parts.py").write_text(TRAIN)
+    before = own.commit("before there is a workload")
+    heavy = own.commit("heavier", {"parts.py": HEAVIER["train.py"]})
+    (own.folder / "train.py").write_text("from parts import workload\n")
+    init(own.folder, "train:workload")
+    config = own.folder / "asv.conf.json"
+    config.write_text(config.read_text().replace('// "workload_file"', '"workload_file"'))
+    own.commit("the workload")
+    own.asv("run", "--quick", "-b", r"peak_bytes\('baseline'\)", "ALL")
+    light, more = (stored(own, commit, PEAK_BYTES)["result"][0] for commit in (before, heavy))
+    assert more - light == pytest.approx(2**24, rel=0.01)
+
+
 def test_a_src_layout_is_the_commits_and_an_installed_copy_is_caught(own: Toy) -> None:
     for folder in (own.folder / "src", own.home / "installed"):
         folder.mkdir()

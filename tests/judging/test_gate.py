@@ -111,6 +111,22 @@ def test_a_candidate_that_breaks_is_told_before_the_reference_is_measured(projec
     assert shown[0].cases[0].reference.ok
 
 
+def test_todays_workload_file_measures_commits_that_lack_it(project):
+    git(project, "mv", "train.py", "parts.py")
+    git(project, "commit", "-q", "-m", "before there was a workload")
+    (project / "train.py").write_text("from parts import workload\n")
+    git(project, "add", "train.py")
+    git(project, "commit", "-q", "-m", "a workload")
+    source = (project / "parts.py").read_text()
+    (project / "parts.py").write_text(source.replace(*OPERATOR))
+    git(project, "commit", "-q", "-am", "busier")
+    result = compared(project, 1, base="HEAD~2", head="HEAD", workload_file=project / "train.py")
+    [case] = result.cases
+    assert case.reference.ok
+    assert "aten.mm: 3 -> 4 (+1)" in case.differences[0].detail
+    assert result.reference.endswith("with today's train.py")
+
+
 def test_time_is_judged_of_the_working_tree_and_every_output_written(
     project, tmp_path, monkeypatch, capsys
 ):
@@ -238,6 +254,7 @@ def test_what_was_measured_is_shown_though_a_person_stops_it(project, monkeypatc
         (["--counters-only", "--plot", "pairs.html"], "--plot shows pairs"),
         (["--time", "off", "--plot", "pairs.html"], "--plot shows pairs"),
         (["--accept", "--minutes", "3"], "measure no time"),
+        (["--workload-file", "train.py"], "-w module:attribute"),
         (["--baselines", "--fail-fast"], "measure no time"),
         (["-c", "fp17"], "'fp17' is not a technique"),
         (["--project", "nowhere"], "nowhere is no folder"),

@@ -5,7 +5,9 @@ import subprocess
 import pytest
 
 from harness.core import StepbenchError
+from harness.judging import pins
 from harness.judging.trees import Project
+from harness.verdicts import Pin
 
 
 def git(folder, *arguments):
@@ -86,3 +88,71 @@ def test_a_stepbench_from_before_the_gate_is_refused(project):
         Project.at(project).tree(None),
     ):
         pass
+
+
+def test_todays_file_stands_in_a_copy_of_a_commit_that_lacks_it(project):
+    (project / "sub/new").mkdir()
+    workload = project / "sub/new/work.py"
+    workload.write_text("today\n")
+    at = Project.at(project / "sub")
+    with at.tree(at.commit("HEAD"), workload) as tree:
+        assert files(tree.folder) == {"train.py", "new/work.py"}
+        assert (tree.folder / "new/work.py").read_text() == "today\n"
+        assert tree.name.endswith("with today's new/work.py")
+
+
+def test_a_workload_file_that_cannot_stand_there_is_told(project):
+    at = Project.at(project / "sub")
+
+    def told(file):
+        with pytest.raises(StepbenchError) as error, at.tree(at.commit("HEAD"), file):
+            pass
+        return str(error.value)
+
+    assert "must lie in" in told(project / "gone.py")
+    assert "is no file" in told(project / "sub/nowhere.py")
+    (project / "sub/train").mkdir()
+    (project / "sub/train/__init__.py").touch()
+    git(project, "add", "-A")
+    git(project, "commit", "-q", "-m", "a package in its place")
+    assert "has a folder train in train.py's place" in told(project / "sub/train.py")
+
+
+PYPROJECT = """
+[project]
+dependencies = ["numpy>=2", "Foo.Bar==1; python_version > '3'"]
+[project.optional-dependencies]
+gpu = ["triton==3.4"]
+[dependency-groups]
+dev = ["pytest", {include-group = "gpu"}]
+"""
+
+
+def test_what_each_tree_asks_for_is_held_side_by_side(project):
+    (project / "requirements-dev.txt").write_text(
+        "-r other.txt\n# torch==9\ntorch==2.12.0 --hash=sha256:1 \\\n  --hash=sha256:2  # why\n"
+        "lib @ https://example.org/lib.whl\n\nnumpy\n"
+    )
+    (project / "sub/pyproject.toml").write_text(PYPROJECT)
+    at = Project.at(project / "sub")
+    with at.tree(None) as old:
+        assert old.pins == {
+            ("requirements-dev.txt", "torch"): "==2.12.0",
+            ("requirements-dev.txt", "lib"): "https://example.org/lib.whl",
+            ("requirements-dev.txt", "numpy"): "any version",
+            ("pyproject.toml", "numpy"): ">=2",
+            ("pyproject.toml", "foo-bar"): '==1 where python_version > "3"',
+            ("pyproject.toml [gpu]", "triton"): "==3.4",
+            ("pyproject.toml [dev]", "pytest"): "any version",
+        }
+    (project / "requirements-dev.txt").write_text("torch==2.13.0\nnumpy\n")
+    with at.tree(None) as new:
+        assert pins.changed(old.pins, new.pins) == (
+            Pin(
+                name="lib",
+                file="requirements-dev.txt",
+                old="https://example.org/lib.whl",
+                new=None,
+            ),
+            Pin(name="torch", file="requirements-dev.txt", old="==2.12.0", new="==2.13.0"),
+        )

@@ -15,6 +15,7 @@ from harness.verdicts import (
     Gate,
     MeasuredPair,
     Pair,
+    Pin,
     TimeVerdict,
     Weighed,
 )
@@ -141,6 +142,16 @@ def test_a_suspect_says_what_is_equal_and_another_loss_what_it_was():
     assert "  loss beyond tolerance: 4.5 -> 4.75 (+0.25)\n    why" in text
     [shown] = ElementTree.fromstring(gate_tables.junit(other)).iter("failure")
     assert shown.get("message").startswith("changed: loss beyond tolerance")
+
+
+def test_a_pin_that_differs_is_said_not_to_be_applied():
+    pin = Pin(name="torch", file="requirements.txt", old="==2.12", new=None)
+    pinned = gate(pins=(pin,))
+    line = "the pin of torch differs and was not applied: ==2.12 -> none in requirements.txt"
+    assert line in gate_tables.terminal(pinned).splitlines()
+    assert "the pin of torch differs and was not applied" in gate_tables.markdown(pinned)
+    assert gate_tables.as_json(pinned)["pins"] == (pin.to_json(),)
+    assert pinned.exit_code == gate().exit_code
 
 
 def test_few_bytes_are_shown_as_they_are():
