@@ -1,80 +1,85 @@
 """How often is the gate wrong on this machine? Equal trees and planted slowdowns, measured.
 
-Not for ASV: `make aa` measures pairs of equal trees and of trees with planted slowdowns, and whole
-gates live, and prints how often the rule was right (`aa_rates`). Every pair and every gate is added
-to a file under results/aa/<machine>/ when it is there, so that the same command goes on after an
-interruption; larger numbers in its arguments add to what there is.
+Not for ASV: `make aa` measures pairs of equal trees with their raw steps, and whole gates of equal
+trees and of planted slowdowns, on three workloads, on the machine as it is and beside one busy
+process a processor. It prints how often the rule was right (`aa_rates`). Every start's pairs and
+every gate are added to a file under results/aa/<machine>/ when they are there, so that the same
+command goes on after an interruption; larger numbers in its arguments add to what there is.
 """
 
 import argparse
-import statistics
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from benchmarks.aa_rates import LEAST_PAIRS, report
+from benchmarks.aa_rates import CONDITIONS, SHAPES, Shape, report, rounded
 from harness.core import Case, StepbenchError
 from harness.judging.gate import SETTINGS, Session
 from harness.judging.pairs import Ring, order_of
+from harness.judging.rule import PAIRS_A_START
 from harness.judging.trees import Project, Tree
 from harness.measuring.sweep import claimed_machine
 from harness.selfcheck.journal import add, opened, read
 from harness.store import now
-from harness.verdicts import SUMMARIES, Block, Pair, Side
+from harness.training.workloads import canonical
+from harness.verdicts import Side
 
-PERCENTS = (0, 1, 2, 3, 5, 10)
-SIDES = ("reference", "candidate")
-# Pairs from the same two interpreters: a gate takes new ones for each stage too.
-PAIRS_A_RING = 12
+# Steps of about 2, 20 and 200 ms on the machine that this was written on.
+WORKLOADS = ("gpt-tiny", "cnn-tiny", "gpt-1m@batch=32")
+PLANTED_PERCENT = 5
 CASE = Case(workload="planted:workload")
-# The planted work is a share of the CPU time of the step before: it grows with the step, whatever
-# the machine makes of that.
+# The cost is a share of the CPU time of the step before: it grows with the step, whatever the
+# machine makes of that.
 PLANTED = '''
-"""gpt-tiny, and in each step so many percent of the step before it in a loop that does nothing."""
+"""A workload whose steps of some indices burn a share of the step before, and do nothing else."""
 
 from dataclasses import replace
 from time import process_time_ns
 
 from harness.training.workloads import load
 
-PERCENT = {percent}
+PERCENT, PERIOD, HITS = {percent}, {period}, {hits}
 
 
 class Slowed:
     def __init__(self, call):
-        self.call, self.ended_ns = call, None
+        self.call, self.ended_ns, self.steps = call, None, 0
 
     def __call__(self, model, inputs):
         began_ns = process_time_ns()
-        if self.ended_ns is not None:
-            until_ns = began_ns + (began_ns - self.ended_ns) * PERCENT // 100
+        if self.ended_ns is not None and self.steps % PERIOD < HITS:
+            until_ns = began_ns + (began_ns - self.ended_ns) * PERCENT * PERIOD // (100 * HITS)
             while process_time_ns() < until_ns:
                 pass
+        self.steps += 1
         self.ended_ns = process_time_ns()
         return self.call(model, inputs)
 
 
 def workload():
-    plain = load("gpt-tiny")
+    plain = load("{workload}")
     return replace(plain, call=Slowed(plain.call))
 '''
 
 
 @contextmanager
-def trees(percent: int) -> Iterator[tuple[Tree, Tree]]:
-    """Two commits' trees: the second slower by so many percent, or the same but for its name."""
+def trees(workload: str, percent: int, shape: Shape) -> Iterator[tuple[Tree, Tree]]:
+    """Two commits' trees: the second slower by so many percent in total, or equal to the first."""
     with TemporaryDirectory() as made, ExitStack() as stack:
         commits = []
         git(Path(made), "init", "-q")
         for planted in (0, percent):
-            Path(made, "planted.py").write_text(PLANTED.format(percent=planted), encoding="utf-8")
+            source = PLANTED.format(
+                workload=workload, percent=planted, period=shape.period, hits=shape.hits
+            )
+            Path(made, "planted.py").write_text(source, encoding="utf-8")
             git(Path(made), "add", "-A")
             git(Path(made), "commit", "-q", "--allow-empty", "-m", f"{planted}%")
             commits.append(git(Path(made), "rev-parse", "HEAD"))
@@ -89,46 +94,65 @@ def git(folder: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def measure_pairs(file: Path, machine: dict[str, Any], wanted: int) -> None:
-    """Add pairs, a ring of each effect in turn, until there are `wanted` of each."""
-    while True:
-        known = [line["percent"] for line in read(file)]
-        percent = min(PERCENTS, key=known.count)
-        missing = wanted - known.count(percent)
-        if missing <= 0:
-            return
-        print(f"{percent}%: {known.count(percent)} of {wanted} pairs", file=sys.stderr)
-        with trees(percent) as (old, new):
-            sides = (Side(case=CASE, tree=str(tree.folder)) for tree in (old, new))
-            with Ring(*sides, machine, SETTINGS) as ring:
-                for index in range(min(missing, PAIRS_A_RING)):
-                    pair = ring.pair("ping-pong", order_of(index))
-                    add(file, {"percent": percent, "at": now(), **compact(pair)})
+@contextmanager
+def condition(name: str) -> Iterator[None]:
+    """The machine as it is ("quiet"), or beside one busy process a processor ("crowded")."""
+    many = len(os.sched_getaffinity(0)) if name == "crowded" else 0
+    spin = [sys.executable, "-c", "while True: pass"]
+    busy = [subprocess.Popen(spin) for _ in range(many)]
+    try:
+        yield
+    finally:
+        for one in busy:
+            one.kill()
+            one.wait()
 
 
-def compact(pair: Pair) -> dict[str, Any]:
-    """The pair with one figure a block, and each process' median step as ASV would store it."""
-    steps = {side: [s for block in getattr(pair, side) for s in block.step_s] for side in SIDES}
-    summarised = SUMMARIES[pair.summary]
-    blocks = {
-        side: tuple(
-            Block(
-                step_s=(round(summarised(block.step_s), 9),),
-                cpu_s=(round(summarised(block.cpu_s), 9),),
-            )
-            for block in getattr(pair, side)
+def measure_pairs(
+    file: Path, machine: dict[str, Any], conditions: Sequence[str], wanted: int
+) -> None:
+    """Add pairs of equal trees, a start of each workload in turn, until there are `wanted`."""
+    for name in conditions:
+        with condition(name):
+            while True:
+                known = [line["workload"] for line in read(file) if line["condition"] == name]
+                workload = min(WORKLOADS, key=known.count)
+                if (done := known.count(workload)) >= wanted:
+                    break
+                print(f"{workload}, {name}: {done} of {wanted} pairs", file=sys.stderr)
+                add_start(file, machine, workload, name, done)
+
+
+def add_start(
+    file: Path, machine: dict[str, Any], workload: str, condition: str, index: int
+) -> None:
+    """One start of both interpreters, and its pairs."""
+    with trees(workload, 0, SHAPES["uniform"]) as (old, new):
+        sides = (Side(case=CASE, tree=str(tree.folder)) for tree in (old, new))
+        begins = order_of(index // PAIRS_A_START)
+        with Ring(*sides, machine, SETTINGS, begins) as ring:
+            pairs = [
+                ring.pair("ping-pong", order_of(index + more)) for more in range(PAIRS_A_START)
+            ]
+    for pair in pairs:
+        add(
+            file,
+            {"workload": workload, "condition": condition, "at": now(), "pair": rounded(pair)},
         )
-        for side in SIDES
-    }
-    medians = {side: round(statistics.median(steps[side]), 9) for side in SIDES}
-    return {"pair": replace(pair, **blocks).to_json(), "median_step_s": medians}
 
 
-def run_gates(file: Path, machine: dict[str, Any], percent: int, wanted: int) -> None:
-    """Run whole gates of one case, time and counters, until there are `wanted` of an effect."""
-    while (done := sum(line["percent"] == percent for line in read(file))) < wanted:
-        print(f"{percent}%: {done} of {wanted} gates", file=sys.stderr)
-        with trees(percent) as (old, new):
+def run_gates(
+    file: Path, machine: dict[str, Any], name: str, percent: int, shape: str, wanted: int
+) -> None:
+    """Run whole gates, time and counters, until there are `wanted` of this shape, by workload."""
+    kind = {"condition": name, "percent": percent, "shape": shape}
+    while True:
+        known = [line["workload"] for line in read(file) if kind.items() <= line.items()]
+        if len(known) >= wanted:
+            return
+        workload = min(WORKLOADS, key=known.count)
+        print(f"{workload}, {name}: {percent}% {shape}, {len(known)} of {wanted}", file=sys.stderr)
+        with trees(workload, percent, SHAPES[shape]) as (old, new):
             session = Session(old, new, [CASE], machine)
             session.run()
         [case] = session.told().cases
@@ -141,29 +165,32 @@ def run_gates(file: Path, machine: dict[str, Any], percent: int, wanted: int) ->
             "estimate": case.time.estimate,
             "p": case.time.p,
             "pairs": len(case.time.pairs),
-            "disturbed": sum(bool(one.dropped_for) for one in case.time.pairs),
         }
-        add(file, {"percent": percent, "at": now(), **told})
+        add(file, {**kind, "workload": workload, "at": now(), **told})
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=120, help="pairs of each effect")
-    parser.add_argument("--equal", type=int, default=100, help="live gates of equal trees")
-    parser.add_argument("--planted", type=int, default=10, help="live gates of a planted 5%%")
+    parser.add_argument("--pairs", type=int, default=40, help="of each workload and condition")
+    parser.add_argument("--equal", type=int, default=30, help="live gates of equal trees")
+    parser.add_argument(
+        "--planted", type=int, default=3, help="live gates of a planted 5%% a shape"
+    )
+    parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=CONDITIONS)
     parser.add_argument("--results", type=Path, default=Path("results/aa"))
     asked = parser.parse_args()
-    if asked.pairs < LEAST_PAIRS or asked.planted < 1 or asked.equal < 1:
-        raise StepbenchError(
-            f"--pairs must be at least {LEAST_PAIRS} and the gates at least 1 each"
-        )
+    for workload in WORKLOADS:
+        canonical(workload)
     machine = claimed_machine()
     folder = asked.results / machine["name"]
     pairs = opened(folder / "pairs.jsonl", machine)
     gates = opened(folder / "gates.jsonl", machine)
-    measure_pairs(pairs, machine, asked.pairs)
-    run_gates(gates, machine, 5, asked.planted)
-    run_gates(gates, machine, 0, asked.equal)
+    measure_pairs(pairs, machine, asked.conditions, asked.pairs)
+    for name in asked.conditions:
+        with condition(name):
+            for shape in SHAPES:
+                run_gates(gates, machine, name, PLANTED_PERCENT, shape, asked.planted)
+            run_gates(gates, machine, name, 0, "uniform", asked.equal)
     text = report(machine, torch.__version__, read(pairs), read(gates))
     (folder / "README.md").write_text(text, encoding="utf-8")
     print(text)

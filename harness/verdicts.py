@@ -13,8 +13,7 @@ from harness.jsonable import Jsonable
 
 Method = Literal["ping-pong", "whole processes"]
 Order = Literal["reference first", "candidate first"]
-Figure = Literal["cpu_s", "step_s"]
-Summary = Literal["lower quartile", "median", "mean"]
+Figure = Literal["cpu_quartile", "cpu_total", "wall_total", "wall_median"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,14 +26,23 @@ class Side(Jsonable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block(Jsonable):
-    """Consecutive steps of one process, raw.
+    """Consecutive steps of one process, raw; the first of them follows the other side's turn.
 
     `step_s`: seconds of each step by its boundary marks (CUDA events on a GPU). `cpu_s`: CPU
-    seconds of the process in each, all its threads.
+    seconds of the process in each, all its threads. `delay_s`: seconds that its main thread waited
+    for a processor in each; empty where that is unknown, or says nothing of the step.
     """
 
     step_s: tuple[float, ...]
     cpu_s: tuple[float, ...]
+    delay_s: tuple[float, ...] = ()
+
+    @property
+    def own_s(self) -> tuple[float, ...]:
+        """Wall seconds of each step without those in which others had its processor."""
+        if not self.delay_s:
+            return self.step_s
+        return tuple(wall - delay for wall, delay in zip(self.step_s, self.delay_s, strict=True))
 
 
 def lower_quartile(values: Sequence[float]) -> float:
@@ -47,10 +55,37 @@ def lower_quartile(values: Sequence[float]) -> float:
     return statistics.quantiles(values, n=4, method="inclusive")[0]
 
 
-SUMMARIES: Mapping[Summary, Callable[[Sequence[float]], float]] = {
-    "lower quartile": lower_quartile,
-    "median": statistics.median,
-    "mean": statistics.fmean,
+def _over_blocks(
+    of_block: Callable[[Block], float],
+) -> Callable[[Sequence[Block], Sequence[Block]], float]:
+    """The median over blocks of the log-ratio of what stands for a block."""
+
+    def log_ratio(old: Sequence[Block], new: Sequence[Block]) -> float:
+        ratios = (math.log(of_block(b) / of_block(a)) for a, b in zip(old, new, strict=True))
+        return statistics.median(ratios)
+
+    return log_ratio
+
+
+def _of_totals(
+    of_steps: Callable[[Block], Sequence[float]],
+) -> Callable[[Sequence[Block], Sequence[Block]], float]:
+    """The log-ratio of the mean over all steps: a cost that falls on few of them counts in full."""
+
+    def mean(blocks: Sequence[Block]) -> float:
+        return statistics.fmean(value for block in blocks for value in of_steps(block))
+
+    return lambda old, new: math.log(mean(new) / mean(old))
+
+
+# What a pair is judged by, from the blocks of reference and candidate. The quartile is the quietest
+# and sees only what slows most steps; a block's first step, which the other side's turn has made
+# slow, is not in it. Totals see every cost. Wall time alone shows waiting: a sleep, a disk, a lock.
+LOG_RATIOS: Mapping[Figure, Callable[[Sequence[Block], Sequence[Block]], float]] = {
+    "cpu_quartile": _over_blocks(lambda block: lower_quartile(block.cpu_s[1:] or block.cpu_s)),
+    "cpu_total": _of_totals(lambda block: block.cpu_s),
+    "wall_total": _of_totals(lambda block: block.own_s),
+    "wall_median": _over_blocks(lambda block: statistics.median(block.step_s)),
 }
 
 
@@ -60,19 +95,18 @@ class Pair(Jsonable):
 
     Attributes:
         order: which side began; within a ping-pong pair it alternates from there on.
-        summary: what stands for a block: the lower quartile on a CPU, the median of the events on
-            a GPU, the mean where loader workers deliver in bursts.
+        device: on a GPU the host's CPU time says nothing of a step.
         reference, candidate: blocks in the order measured, the n-th of one beside the n-th of the
             other; one each where whole processes alternate.
         stolen_share: processors' time that the hypervisor took meanwhile, in cores.
         foreign_cores: processors that others kept busy meanwhile.
-        disturbances: what of that counts as disturbed, and what else its processes or their GPU
-            met, one line each.
+        disturbances: what of that its wall time cannot be corrected for, and what else its
+            processes or their GPU met, one line each.
     """
 
     method: Method
     order: Order
-    summary: Summary
+    device: Literal["cpu", "cuda"]
     reference: tuple[Block, ...]
     candidate: tuple[Block, ...]
     stolen_share: float
@@ -81,24 +115,29 @@ class Pair(Jsonable):
 
     @property
     def figures(self) -> tuple[Figure, ...]:
-        """What this pair can be judged by.
+        """The metrics that this pair can be judged by.
 
-        On a CPU the process' CPU time, which no neighbour lengthens by taking turns, and wall
-        time, which alone shows waiting (a sleep, a disk, a lock). On a GPU the host's CPU time says
-        nothing of the device, and with loader workers nothing of theirs.
+        Whole processes alternate where loader workers or other ranks do a part of the work, whose
+        CPU time is not the process' own.
         """
-        return ("cpu_s", "step_s") if self.summary == "lower quartile" else ("step_s",)
+        if self.method == "whole processes":
+            return ("wall_total",)
+        if self.device == "cuda":
+            return ("wall_total", "wall_median")
+        return ("cpu_quartile", "cpu_total", "wall_total")
+
+    @property
+    def discarded(self) -> tuple[Figure, ...]:
+        """The metrics that a disturbed pair is not judged by, whichever side was slower in it.
+
+        Neighbours scatter wall time by a multiple and CPU time by little, so that CPU time stands.
+        """
+        wall = tuple(figure for figure in self.figures if figure.startswith("wall"))
+        return wall if self.disturbances else ()
 
     def log_ratio(self, figure: Figure) -> float:
-        """Natural logarithm of candidate over reference, above 0 where the candidate is slower.
-
-        The median over the blocks.
-        """
-        summarised = SUMMARIES[self.summary]
-        return statistics.median(
-            math.log(summarised(getattr(new, figure)) / summarised(getattr(old, figure)))
-            for old, new in zip(self.reference, self.candidate, strict=True)
-        )
+        """Natural logarithm of candidate over reference, above 0 where the candidate is slower."""
+        return LOG_RATIOS[figure](self.reference, self.candidate)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,24 +206,25 @@ Stage = Literal["screen", "measure", "confirm"]
 class Weighed(Jsonable):
     """One figure over the pairs of one stage.
 
-    `estimate` is the Hodges-Lehmann estimate of the log-ratio; the p values are one-sided.
+    `estimate` is the Hodges-Lehmann estimate of the log-ratio, `error` the standard error of a mean
+    over starts of both sides' interpreters; the p values are one-sided.
     """
 
     stage: Stage
     figure: Figure
     pairs: int
     estimate: float
+    error: float
     p_slower: float
     p_faster: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredPair(Jsonable):
-    """A pair in the order of measurement. `dropped_for`: figures that it is not judged by."""
+    """A pair in the order of measurement, and the stage that asked for it."""
 
     stage: Stage
     pair: Pair
-    dropped_for: tuple[Figure, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +235,7 @@ class TimeVerdict(Jsonable):
         figure: the one that the verdict rests on.
         estimate: its log-ratio, over the twenty pairs, or the six where the screen stopped.
         p: what suspected, adjusted for figures and cases.
+        minimum_effect: log-ratio that the estimate has to reach at least.
         smallest_seen: log-ratio of the smallest slowdown that would have been seen; for "none".
         reason: for "not enough data".
     """
@@ -204,6 +245,7 @@ class TimeVerdict(Jsonable):
     figure: Figure | None
     estimate: float | None
     p: float | None
+    minimum_effect: float
     smallest_seen: float | None
     weighed: tuple[Weighed, ...]
     pairs: tuple[MeasuredPair, ...]

@@ -70,7 +70,7 @@ def pairs(record: dict[str, Any], first: int, many: int) -> dict[str, Any]:
 
 def _told(pair: Pair) -> dict[str, Any]:
     # Wall time on a CPU too: a claim is about how long a step takes.
-    return {"speed": math.exp(-pair.log_ratio("step_s")), "disturbances": pair.disturbances}
+    return {"speed": math.exp(-pair.log_ratio("wall_total")), "disturbances": pair.disturbances}
 
 
 ERRANDS: Mapping[str, Callable[..., Any]] = {

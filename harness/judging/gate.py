@@ -1,31 +1,31 @@
 """`stepbench gate`: is one source tree heavier, busier or slower than another, case by case?
 
 First the figures that no clock touches, then time in pairs under the staged rule. All cases go
-through a stage before the next begins, and each stage has new forges: what one interpreter's layout
-of memory favours does not confirm itself.
+through a stage before the next begins, since their p values are judged together.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from scipy.stats import false_discovery_control
 
 from harness.core import MEASURE_VERSION, Case
-from harness.judging import pins, rule
+from harness.judging import pins
 from harness.judging.pace import Pace
 from harness.judging.pairs import Ring
-from harness.judging.rule import Direction
+from harness.judging.rule import WANTED, Mask, Numbers, StagedRule
 from harness.judging.trees import Tree
-from harness.judging.trial import STOPPED, WANTED, Trial
+from harness.judging.trial import STOPPED, Trial
 from harness.measuring.settings import Settings
+from harness.noise import most_measured
 from harness.store import now
-from harness.verdicts import Gate, Side, Stage
+from harness.verdicts import LOG_RATIOS, CaseVerdict, Figure, Gate, Order, Side, Stage
 
 # A process of the tallies or of a pair of whole processes.
 SETTINGS = Settings(rounds=1)
@@ -70,6 +70,7 @@ class Session:
         self._terms, self._tell, self._began = terms, tell, now()
         self._deadline_s = time.monotonic() + 60 * terms.minutes
         self._trials = [Trial(case, machine, self._begins) for case in cases]
+        self._ruled = StagedRule(1, [one.minimum_effect for one in self._trials])
 
     def run(self) -> None:
         """Measure.
@@ -78,38 +79,46 @@ class Session:
             StepbenchError: a tree's code does not start, or measures by another ruler.
         """
         try:
-            self._measure()
-        except BaseException as error:
-            self._suspected()
-            if not isinstance(error, _OutOfTime):
-                self._stop(STOPPED)
-                raise
-            self._stop(f"--minutes {self._terms.minutes:g} were over")
+            self._count()
+            if self._terms.time != "off":
+                self._ruled = StagedRule(1, [one.minimum_effect for one in self._trials])
+                self._ruled.run(self._measure)
+        except _OutOfTime as out:
+            self._stop(str(out))
+        except BaseException:
+            self._stop(STOPPED)
+            raise
 
-    def _measure(self) -> None:
-        with self._ring() as ring:
+    def _count(self) -> None:
+        with self._start() as ring:
             for trial in self._trials:
                 self._in_time()
                 self._tell(f"{trial.case}: counting")
                 trial.count(ring, self._tell)
-            if self._terms.fail_fast and any(trial.told().fails for trial in self._trials):
-                self._stop(DECIDED)
-            going_on = [one for one in self._trials if one.going_on and self._terms.time != "off"]
-            going_on = [one for one in self._each(going_on, "screen") if one.screen(ring)]
-        if going_on:
-            with self._ring() as ring:
-                for trial in self._each(going_on, "measure"):
-                    trial.measure(ring)
-        if suspected := self._suspected():
-            self._confirm(suspected)
+        if self._terms.fail_fast and any(one.fails for one in self._verdicts()):
+            self._stop(DECIDED)
 
-    def _each(self, trials: Sequence[Trial], stage: Stage) -> Iterator[Trial]:
-        """Trials one after another, their pairs told."""
+    def _measure(self, stage: Stage, wanted: Mask) -> dict[Figure, Numbers]:
+        """The pairs that the rule wants, measured case by case; none once time is over."""
+        asked = [
+            trial
+            for trial, want in zip(self._trials, wanted[0], strict=True)
+            if want and trial.going_on
+        ]
         known = WANTED["screen"] if stage == "measure" else 0
-        self._pace = Pace(self._tell, len(trials), WANTED[stage] - known)
-        for trial in trials:
+        self._pace = Pace(self._tell, len(asked), WANTED[stage] - known)
+        for trial in asked:
             self._pace.turn_to(trial.case)
-            yield trial
+            try:
+                trial.measure(stage, self._start)
+            except _OutOfTime as out:
+                trial.stop(str(out))
+        each = [one.log_ratios(stage) if one.going_on else {} for one in self._trials]
+        missing = np.full(most_measured(WANTED[stage]), np.nan)
+        return {
+            figure: np.stack([[ratios.get(figure, missing) for ratios in each]])
+            for figure in LOG_RATIOS
+        }
 
     def _begins(self, done: int, wanted: int) -> None:
         self._in_time()
@@ -117,11 +126,13 @@ class Session:
 
     def _in_time(self) -> None:
         if time.monotonic() > self._deadline_s:
-            raise _OutOfTime
+            raise _OutOfTime(f"--minutes {self._terms.minutes:g} were over")
 
     def _stop(self, reason: str) -> None:
-        for trial in self._trials:
-            if self._terms.time != "off" or not trial.counted:
+        """No case that is undecided is measured further."""
+        for trial, verdict in zip(self._trials, self._ruled.verdicts[0], strict=True):
+            undecided = verdict in ("not enough data", "suspect")
+            if not trial.counted or (undecided and self._terms.time != "off"):
                 trial.stop(reason)
 
     @property
@@ -139,42 +150,20 @@ class Session:
             torch=torch.__version__,
             measure_version=MEASURE_VERSION,
             timed=self._terms.time != "off",
-            cases=tuple(
-                replace(trial.told(), advisory=self._terms.time == "advisory")
-                for trial in self._trials
-            ),
+            cases=self._verdicts(),
             strict=self._terms.strict,
             pins=pins.changed(*(tree.pins for tree in self._trees)),
         )
 
-    def _ring(self) -> Ring:
-        old, new = (Side(case=self._trials[0].case, tree=str(tree.folder)) for tree in self._trees)
-        return Ring(old, new, self._machine, self._settings)
+    def _verdicts(self) -> tuple[CaseVerdict, ...]:
+        advisory = self._terms.time == "advisory"
+        return tuple(
+            replace(trial.told(self._ruled, index), advisory=advisory)
+            for index, trial in enumerate(self._trials)
+        )
 
-    def _suspected(self) -> list[tuple[Trial, Direction, float]]:
-        """Whoever the pairs speak against, at a controlled rate of false discoveries.
-
-        Each is suspect from here on, whatever interrupts the rest.
-        """
-        suspected: list[tuple[Trial, Direction, float]] = []
-        directions: tuple[Direction, Direction] = ("slower", "faster")
-        for direction in directions:
-            adjusted = false_discovery_control([one.p[direction] for one in self._trials])
-            suspected += [
-                (trial, direction, float(p))
-                for trial, p in zip(self._trials, adjusted, strict=True)
-                if p <= rule.SUSPECT_P
-            ]
-        for trial, direction, p in suspected:
-            trial.conclude(direction, p, confirmed=False)
-        return suspected
-
-    def _confirm(self, suspected: Sequence[tuple[Trial, Direction, float]]) -> None:
-        """Fresh pairs for whoever is suspected."""
-        with self._ring() as ring:
-            trials = self._each([trial for trial, _, _ in suspected], "confirm")
-            for trial, (_, direction, _) in zip(trials, suspected, strict=True):
-                trial.confirm(ring, direction)
-        found = rule.discoveries([one.confirm_p for one, _, _ in suspected], rule.CONFIRM_P)
-        for (trial, direction, p), confirmed in zip(suspected, found, strict=True):
-            trial.conclude(direction, p, confirmed=confirmed)
+    def _start(self, begins: Order = "reference first") -> Ring:
+        """Both sides' interpreters, started anew: what one's memory favours is not there again."""
+        case = self._trials[0].case
+        old, new = (Side(case=case, tree=str(tree.folder)) for tree in self._trees)
+        return Ring(old, new, self._machine, self._settings, begins)

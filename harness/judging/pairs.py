@@ -1,17 +1,18 @@
 """Pairs of fresh processes, both sides beside each other, so that both meet the same machine.
 
-*Ping-pong*: both processes alive, built and warmed up; they take turns in blocks of steps under
-this process' command. On a busy 2-core machine that cut the spread of a pair from 13.9% (whole
-processes) to 2.6%. More pairs sharpen the estimate; more steps a pair hardly do. *Whole processes*
-alternate A B B A where ping-pong is not to be had (`method_for`).
+*Ping-pong*: both processes alive and built; they take turns in blocks of steps under this process'
+command, at the same steps on the same batches. On a busy 2-core machine that cut the spread of a
+pair from 13.9% (whole processes) to 2.6%. More pairs sharpen the estimate; more steps a pair hardly
+do. *Whole processes* alternate A B B A where ping-pong is not to be had (`method_for`).
 
-What one forge forks shares one layout of addresses, good or bad luck for all of its processes: the
-rule's stages each take new forges (`judging.gate`).
+What one forge forks shares one layout of addresses, good or bad luck for all of its processes: a
+ring gives two pairs, and then new forges are started (`judging.trial`).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import time
@@ -27,14 +28,16 @@ from harness.machine import device_type
 from harness.measuring.probes.device import DeviceSampler, disturbances
 from harness.measuring.probes.surroundings import HostLoad, free_cores
 from harness.measuring.settings import Settings
+from harness.measuring.worker import STEADY, WARMUP_CAP, WARMUP_FLOOR
+from harness.noise import first_begins
 from harness.observed import Measurement
-from harness.stats import waits_in_bursts
-from harness.verdicts import Block, Method, Order, Pair, Side, Summary
+from harness.verdicts import Block, Method, Order, Pair, Side
 
-# Blocks a side in a ping-pong pair. Even: each side begins half of them.
-BLOCKS = 6
+# Blocks a side in a ping-pong pair. A side whose block follows its own is warm, by 3% to 6% of CPU
+# time; with an odd number of blocks both sides are that equally often.
+BLOCKS = 7
 # A block lasts about this long, in at least so many and at most so many steps.
-BLOCK_S, LEAST_STEPS, MOST_STEPS = 0.15, 3, 32
+BLOCK_S, LEAST_STEPS, MOST_STEPS = 0.15, 4, 33
 # Both processes' memory at once, with room for what the device keeps for itself.
 DEVICE_SHARE = 0.45
 
@@ -75,12 +78,13 @@ def alternate(
 def method_for(
     reference: Measurement, candidate: Measurement, *, ranks: int, machine: Mapping[str, Any]
 ) -> Method:
-    """Ping-pong for one process that does not wait for data; on a GPU only where both fit there.
+    """Ping-pong for one process without loader workers; on a GPU only where both fit there.
 
-    Workers would load for one side while the other is timed, ranks would have to wait together.
+    Workers would load for one side while the other is timed, ranks would have to wait together. The
+    case decides, and no measured time does: noise must not choose the method.
     """
     both = (reference, candidate)
-    if ranks > 1 or any(waits_in_bursts(one) or one.counters.group_ranks for one in both):
+    if ranks > 1 or any(one.counters.loader_processes or one.counters.group_ranks for one in both):
         return "whole processes"
     if device_type(machine) == "cuda":
         room_bytes = DEVICE_SHARE * min(gpu["memory_bytes"] for gpu in machine["gpus"])
@@ -97,6 +101,8 @@ def _device_bytes(one: Measurement) -> int:
 class Ring:
     """Both sides' forges, and pairs of fresh processes from them; a context that ends them all.
 
+    `begins` is the side whose forge is started first.
+
     Raises:
         StepbenchError: a side's code does not start, or is measured by another ruler.
     """
@@ -107,9 +113,11 @@ class Ring:
         candidate: Side,
         machine: Mapping[str, Any],
         settings: Settings | None = None,
+        begins: Order = "reference first",
     ) -> None:
         self.machine, self.settings = machine, settings or Settings()
-        self._sides: dict[Role, Side] = {"reference": reference, "candidate": candidate}
+        sides: dict[Role, Side] = {"reference": reference, "candidate": candidate}
+        self._sides = {role: sides[role] for role in _roles(begins)}
         self._stack = ExitStack()
         self._forges: dict[Role, Forge] = {}
 
@@ -151,25 +159,19 @@ class Ring:
         both = {role: self.measurement(role) for role in _roles(order)}
         blocks = {role: (Block(step_s=one.step_s, cpu_s=one.cpu_s),) for role, one in both.items()}
         loaders = max(one.counters.loader_processes for one in both.values())
-        summary: Summary = "mean" if any(map(waits_in_bursts, both.values())) else self._summary
         busy = loaders + max(self._busy(side.case) for side in self._sides.values())
-        told = [line for one in both.values() for line in one.disturbances]
-        return _told("whole processes", order, summary, blocks, before, busy, told)
+        met = [line for one in both.values() for line in one.disturbances]
+        return self._measured("whole processes", order, blocks, before, busy, met)
 
     def _player(self, role: Role) -> _Player:
         return _Player(role, self._sides[role].case, self._forges[role], self.settings)
 
-    @property
-    def _summary(self) -> Summary:
-        return "lower quartile" if device_type(self.machine) == "cpu" else "median"
-
     def _ping_pong(self, order: Order) -> Pair:
+        samplers = [DeviceSampler(0)] if device_type(self.machine) == "cuda" else []
         with ExitStack() as stack:
             # Who is there first gets the better memory: that too is taken in turns.
             players = {role: stack.enter_context(self._player(role)) for role in _roles(order)}
-            warm_step_s = max(player.warm_step_s() for player in players.values())
-            steps = min(MOST_STEPS, max(LEAST_STEPS, round(BLOCK_S / warm_step_s)))
-            samplers = [DeviceSampler(0)] if device_type(self.machine) == "cuda" else []
+            steps = min(MOST_STEPS, max(LEAST_STEPS, round(BLOCK_S / _warm_up(players))))
             before, began_s = HostLoad.read([os.getpid()]), time.monotonic()
             ours, theirs = alternate(
                 lambda: players["reference"].block(steps, samplers),
@@ -180,13 +182,56 @@ class Ring:
             blocks: dict[Role, tuple[Block, ...]] = {"reference": ours, "candidate": theirs}
             # Both players are below this process, as long as they live.
             states = [one.between(began_s, time.monotonic(), [os.getpid()]) for one in samplers]
-            told = [line for state in states for line in disturbances(state)]
+            met = [line for state in states for line in disturbances(state)]
             busy = max(self._busy(side.case) for side in self._sides.values())
-            return _told("ping-pong", order, self._summary, blocks, before, busy, told)
+            return self._measured("ping-pong", order, blocks, before, busy, met)
 
     def _busy(self, case: Case) -> int:
         """Processors that a side keeps busy while it is timed."""
         return case.ranks * self.settings.threads_of(case)
+
+    def _measured(
+        self,
+        method: Method,
+        order: Order,
+        blocks: Mapping[Role, tuple[Block, ...]],
+        before: HostLoad,
+        busy: int,
+        met: Iterable[str],
+    ) -> Pair:
+        """The pair, disturbed by what its processes met and by what happened since `before`.
+
+        Where the time that others took is known for each step, they disturb nothing.
+        """
+        after = HostLoad.read([os.getpid()])
+        stolen, foreign = before.shares(after)
+        known = all(block.delay_s for both in blocks.values() for block in both)
+        tolerated = math.inf if known else free_cores(busy) + CROWDED
+        return Pair(
+            method=method,
+            order=order,
+            device="cuda" if device_type(self.machine) == "cuda" else "cpu",
+            reference=blocks["reference"],
+            candidate=blocks["candidate"],
+            stolen_share=stolen,
+            foreign_cores=foreign,
+            disturbances=tuple(dict.fromkeys([*met, *before.disturbances(after, tolerated)])),
+        )
+
+
+def _warm_up(players: Mapping[Role, _Player]) -> float:
+    """Run equally many steps on both sides in turn, until both are steady; a warm step's seconds.
+
+    A side is steady when a step is no slower than its fastest so far.
+    """
+    fastest_s = dict.fromkeys(players, math.inf)
+    for index in range(WARMUP_CAP):
+        took_s = {role: player.block(1, ()).step_s[0] for role, player in players.items()}
+        steady = all(took_s[role] <= STEADY * fastest_s[role] for role in players)
+        fastest_s = {role: min(fastest_s[role], took_s[role]) for role in players}
+        if steady and index + 1 >= WARMUP_FLOOR:
+            break
+    return max(fastest_s.values())
 
 
 def measured(role: Role, forge: Forge, case: Case, settings: Settings) -> Measurement:
@@ -201,7 +246,7 @@ def measured(role: Role, forge: Forge, case: Case, settings: Settings) -> Measur
 
 def order_of(index: int) -> Order:
     """Who begins the pair of that index: A B B A, and again."""
-    return "candidate first" if index % 4 in (1, 2) else "reference first"
+    return "reference first" if first_begins(index) else "candidate first"
 
 
 def _roles(order: Order) -> tuple[Role, Role]:
@@ -229,16 +274,13 @@ class _Player:
             with suppress(PairFailed):  # all that it was asked for it has given
                 _answer(self._role, self._forge, self._settings)
 
-    def warm_step_s(self) -> float:
-        return float(self._heard()["warm_step_s"])
-
     def block(self, steps: int, samplers: Iterable[DeviceSampler]) -> Block:
         """Have it time a block, and look at its device meanwhile."""
         with suppress(OSError):  # it died: heard next
             self._channel.send_bytes(json.dumps(steps).encode())
         for sampler in samplers:
             sampler.sample()
-        return Block.from_json({key: tuple(value) for key, value in self._heard().items()})
+        return Block.from_json(self._heard())
 
     def _heard(self) -> dict[str, Any]:
         """Its next message; PairFailed where it ended instead, which its forge tells."""
@@ -258,29 +300,3 @@ def _answer(role: Role, forge: Forge, settings: Settings) -> dict[str, Any]:
     if "outcome" in ended.answer:
         raise PairFailed(role, Outcome.from_json(ended.answer["outcome"]))
     return dict(ended.answer)
-
-
-def _told(
-    method: Method,
-    order: Order,
-    summary: Summary,
-    blocks: Mapping[Role, tuple[Block, ...]],
-    before: HostLoad,
-    busy: int,
-    told: Iterable[str],
-) -> Pair:
-    """The pair, disturbed by what its processes told and by what happened since `before`."""
-    after = HostLoad.read([os.getpid()])
-    stolen, foreign = before.shares(after)
-    return Pair(
-        method=method,
-        order=order,
-        summary=summary,
-        reference=blocks["reference"],
-        candidate=blocks["candidate"],
-        stolen_share=stolen,
-        foreign_cores=foreign,
-        disturbances=tuple(
-            dict.fromkeys([*told, *before.disturbances(after, free_cores(busy) + CROWDED)])
-        ),
-    )

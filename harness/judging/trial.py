@@ -1,16 +1,27 @@
-"""One case before the gate: its tallies, then its pairs through the stages of the rule."""
+"""One case before the gate: its tallies, its pairs, and what the rule said of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
+
+import numpy as np
 
 from harness.core import Case, Outcome, StepbenchError
 from harness.judging import rule
 from harness.judging.pairs import PairFailed, Ring, Role, method_for, order_of
-from harness.judging.rule import Direction, Weight
+from harness.judging.rule import (
+    PAIRS_A_START,
+    WANTED,
+    Direction,
+    Numbers,
+    StagedRule,
+    Weight,
+)
 from harness.judging.tallies import PROCESSES, compared, differences, tally, unlike
+from harness.noise import most_measured, one_more
 from harness.observed import Measurement
 from harness.verdicts import (
     CaseVerdict,
@@ -18,32 +29,21 @@ from harness.verdicts import (
     Figure,
     MeasuredPair,
     Method,
+    Order,
     Pair,
     Stage,
     Tally,
     TimeVerdict,
-    Verdict,
     Weighed,
 )
 
-WANTED: Mapping[Stage, int] = {
-    "screen": rule.SCREEN_PAIRS,
-    "measure": rule.PAIRS,
-    "confirm": rule.CONFIRM_PAIRS,
-}
-# A disturbed pair is measured again, up to so many times the pairs that a stage wants.
-MOST_MEASURED = 1.5
-# A figure with fewer undisturbed pairs than this share of them is not judged.
-LEAST_SHARE = 0.6
 STOPPED = "the gate was stopped before"
+# Starts both sides' interpreters, the named one first; a context that ends them.
+Start = Callable[[Order], AbstractContextManager[Ring]]
 
 
 class Trial:
     """What is known of one case so far; `told()` is its verdict at any moment.
-
-    Attributes:
-        p: after the stage `measure`, what speaks for each direction; 1.0 before and where nothing.
-        confirm_p: the same of the fresh pairs, for the direction and figure that were suspected.
 
     Before a pair begins, `begins` hears how many of its stage's are done and wanted; what it raises
     ends the stage and loses nothing.
@@ -56,8 +56,6 @@ class Trial:
         begins: Callable[[int, int], None] = lambda done, wanted: None,
     ) -> None:
         self.case, self._machine, self._begins = case, machine, begins
-        self.p: dict[Direction, float] = {"slower": 1.0, "faster": 1.0}
-        self.confirm_p = 1.0
         self._outcomes: dict[Role, Outcome] = {}
         self._differences: tuple[Difference, ...] = ()
         self._compared: tuple[str, ...] = ()
@@ -65,10 +63,6 @@ class Trial:
         self._undecided: str | None = None
         self._method: Method | None = None
         self._pairs: list[tuple[Stage, Pair]] = []
-        self._weighed: list[Weighed] = []
-        self._strongest: dict[Direction, Figure] = {}
-        self._verdict: Verdict = "not enough data"
-        self._adjusted_p: float | None = None
         self._reason: str | None = None
 
     @property
@@ -80,6 +74,13 @@ class Trial:
     def going_on(self) -> bool:
         """Whether more pairs are of use."""
         return self._method is not None and self._reason is None
+
+    @property
+    def minimum_effect(self) -> float:
+        """The log-ratio that a slowdown has to reach; less where counts or bytes explain it."""
+        explained = any(one.unit != "value" for one in self._differences)
+        least = rule.MINIMUM_EFFECT if explained else rule.UNEXPLAINED_EFFECT
+        return math.log1p(least[self._method or "ping-pong"])
 
     def count(self, ring: Ring, tell: Callable[[str], None] = lambda line: None) -> None:
         """Tally both sides, and say by which method their time can be compared.
@@ -112,52 +113,59 @@ class Trial:
             sides = tuple(measured[role][0] for role in ("reference", "candidate"))
             self._method = method_for(*sides, ranks=self.case.ranks, machine=self._machine)
 
-    def screen(self, ring: Ring) -> bool:
-        """The first pairs; whether they leave room for an effect."""
-        weights = self._stage(ring, "screen")
-        if weights is None:
-            return False
-        if not rule.goes_on(weights):
-            self._verdict = "none"
-            return False
-        return True
+    def measure(self, stage: Stage, start: Start) -> None:
+        """Measure the pairs that a stage wants, both sides' interpreters started anew every two.
 
-    def measure(self, ring: Ring) -> None:
-        """The rest of the pairs, and what they say for each direction."""
-        weights = self._stage(ring, "measure")
-        if weights is None:
-            return
-        self._verdict = "none"
-        directions: tuple[Direction, Direction] = ("slower", "faster")
-        for direction in directions:
-            p, index = rule.strongest(weights, direction, self._floor)
-            self.p[direction] = float(p)
-            self._strongest[direction] = list(weights)[int(index)]
+        A side that gives no number ends it, with that as the reason.
+        """
+        try:
+            while self._wants_more(stage):
+                with start(order_of(len(self._pairs) // PAIRS_A_START)) as ring:
+                    ring.turn_to(self.case, self.case)
+                    for _ in range(PAIRS_A_START):
+                        if self._wants_more(stage):
+                            self._begins(len(self._of(stage)), WANTED[stage])
+                            self._pairs.append((stage, self._one_more(ring)))
+        except PairFailed as failed:
+            self._reason = str(failed)
 
-    def confirm(self, ring: Ring, direction: Direction) -> None:
-        """Fresh pairs for what was suspected, by the figure that showed it."""
-        weights = self._stage(ring, "confirm") or {}
-        figure = self._strongest[direction]
-        if figure in weights:
-            self.confirm_p = float(weights[figure].p(direction))
+    def log_ratios(self, stage: Stage) -> dict[Figure, Numbers]:
+        """By metric, the stage's pairs in the order measured, as many as it may have at most.
 
-    def conclude(self, direction: Direction, adjusted_p: float, *, confirmed: bool) -> None:
-        """Set the verdict of a case that was suspected, slower or faster."""
-        self._adjusted_p = adjusted_p
-        if direction == "slower":
-            self._verdict = "regression" if confirmed else "suspect"
-        elif confirmed:
-            self._verdict = "improvement"
+        NaN where a pair is not judged by the metric, or is not there.
+        """
+        pairs = self._of(stage)
+        figures = self._pairs[0][1].figures if self._pairs else ()
+        ratios = {figure: np.full(most_measured(WANTED[stage]), np.nan) for figure in figures}
+        for figure, values in ratios.items():
+            values[: len(pairs)] = [
+                np.nan if figure in pair.discarded else pair.log_ratio(figure) for pair in pairs
+            ]
+        return ratios
+
+    def _one_more(self, ring: Ring) -> Pair:
+        assert self._method is not None
+        return ring.pair(self._method, order_of(len(self._pairs)))
+
+    def _wants_more(self, stage: Stage) -> bool:
+        pairs = self._of(stage)
+        quiet = sum(not pair.disturbances for pair in pairs)
+        return bool(one_more(quiet, len(pairs), WANTED[stage]))
+
+    def _of(self, stage: Stage) -> list[Pair]:
+        """A stage's pairs: the screen's are among the twenty, the confirming ones are not."""
+        stages = ("screen", "measure") if stage == "measure" else (stage,)
+        return [pair for at, pair in self._pairs if at in stages]
 
     def stop(self, reason: str) -> None:
-        """Measure no more: what is not decided by now is not enough data, or suspect."""
+        """Measure no more: what the pairs so far do not decide stays undecided, for this reason."""
         if not self.counted:
             self._undecided = reason
-        elif self.going_on and self._verdict in ("not enough data", "suspect"):
+        elif self.going_on:
             self._reason = reason
 
-    def told(self) -> CaseVerdict:
-        """The case's verdict with all that it rests on."""
+    def told(self, ruled: StagedRule, index: int) -> CaseVerdict:
+        """The case's verdict with all that it rests on; it is the rule's case of that index."""
         unknown = Outcome(kind="failed", reason=STOPPED)
         return CaseVerdict(
             case=self.case,
@@ -165,104 +173,61 @@ class Trial:
             candidate=self._outcomes.get("candidate", unknown),
             differences=self._differences,
             refused=self._refused,
-            time=self._time() if self._pairs or self._reason else None,
+            time=self._time(ruled, index) if self._pairs or self._reason else None,
             compared=self._compared,
             undecided=self._undecided,
         )
 
-    @property
-    def _floor(self) -> float:
-        return math.log1p(rule.FLOORS[self._method or "ping-pong"])
-
-    def _stage(self, ring: Ring, stage: Stage) -> dict[Figure, Weight] | None:
-        """Measure a stage's pairs and weigh them; None where there are too few."""
-        ring.turn_to(self.case, self.case)
-        wanted = WANTED[stage]
-        try:
-            while not self._enough(stage):
-                self._begins(len(self._of(stage)), wanted)
-                self._pairs.append((stage, self._one_more(ring)))
-        except PairFailed as failed:
-            self._reason, self._verdict = str(failed), "not enough data"
-            return None
-        weights = {}
-        for figure in self._pairs[0][1].figures:
-            values = self._values(stage, figure)
-            if len(values) >= LEAST_SHARE * wanted:
-                weights[figure] = rule.weigh(values)
-                self._weighed.append(_noted(stage, figure, len(values), weights[figure]))
-        if not weights:
-            self._reason, self._verdict = self._too_few(stage), "not enough data"
-        return weights or None
-
-    def _one_more(self, ring: Ring) -> Pair:
+    def _time(self, ruled: StagedRule, index: int) -> TimeVerdict:
         assert self._method is not None
-        return ring.pair(self._method, order_of(len(self._pairs)))
+        verdict = ruled.verdicts[0, index]
+        direction: Direction = "faster" if verdict == "improvement" else "slower"
+        weighed = self._weighed(ruled, index)
+        before = [one for one in weighed if one.stage != "confirm"]
+        last = [one for one in before if one.stage == before[-1].stage]
+        figure = ruled.strongest_figure(direction, index) or (last[0].figure if last else None)
+        suspected = verdict in ("regression", "suspect", "improvement")
+        return TimeVerdict(
+            verdict=verdict,
+            method=self._method,
+            figure=figure,
+            estimate=next((one.estimate for one in last if one.figure == figure), None),
+            p=float(ruled.p[direction][0, index]) if suspected else None,
+            minimum_effect=self.minimum_effect,
+            smallest_seen=self._smallest_seen(last[0].stage) if verdict == "none" else None,
+            weighed=weighed,
+            pairs=tuple(MeasuredPair(stage=stage, pair=pair) for stage, pair in self._pairs),
+            reason=self._reason or self._too_few(ruled, index),
+        )
 
-    def _enough(self, stage: Stage) -> bool:
-        pairs = self._of(stage)
-        clean = sum(not pair.disturbances for pair in pairs)
-        return clean >= WANTED[stage] or len(pairs) >= MOST_MEASURED * WANTED[stage]
+    def _weighed(self, ruled: StagedRule, index: int) -> tuple[Weighed, ...]:
+        """The rule's weights of this case; of a metric with too few pairs there are none."""
+        return tuple(
+            Weighed(
+                stage=stage,
+                figure=figure,
+                pairs=int(np.isfinite(self.log_ratios(stage)[figure]).sum()),
+                **{name: float(getattr(weight, name)[0, index]) for name in Weight.__slots__},
+            )
+            for stage, weights in ruled.weights.items()
+            for figure, weight in weights.items()
+            if np.isfinite(weight.estimate[0, index])
+        )
 
-    def _of(self, stage: Stage) -> list[Pair]:
-        """A stage's pairs: the screen's are among the twenty, the confirming ones are not."""
-        stages = ("screen", "measure") if stage == "measure" else (stage,)
-        return [pair for at, pair in self._pairs if at in stages]
-
-    def _values(self, stage: Stage, figure: Figure) -> list[float]:
-        return [
-            pair.log_ratio(figure) for pair in self._of(stage) if figure not in dropped_for(pair)
-        ]
-
-    def _too_few(self, stage: Stage) -> str:
+    def _too_few(self, ruled: StagedRule, index: int) -> str | None:
+        """Why the last stage's pairs were not judged, where they were not."""
+        stage: Stage = self._pairs[-1][0]
+        weights = ruled.weights.get(stage)
+        if weights and any(np.isfinite(one.estimate[0, index]) for one in weights.values()):
+            return None
+        if weights is None:
+            return STOPPED
         pairs = self._of(stage)
         disturbed = sum(bool(pair.disturbances) for pair in pairs)
         return f"{disturbed} of {len(pairs)} pairs were disturbed; run it on a quieter machine"
 
-    def _time(self) -> TimeVerdict:
-        assert self._method is not None
-        last = [one for one in self._weighed if one.stage != "confirm"]
-        last = [one for one in last if one.stage == last[-1].stage]
-        direction: Direction = "faster" if self._verdict == "improvement" else "slower"
-        figure = self._strongest.get(direction, last[0].figure if last else None)
-        return TimeVerdict(
-            verdict=self._verdict,
-            method=self._method,
-            figure=figure,
-            estimate=next((one.estimate for one in last if one.figure == figure), None),
-            p=self._adjusted_p,
-            smallest_seen=self._smallest_seen(last) if self._verdict == "none" else None,
-            weighed=tuple(self._weighed),
-            pairs=tuple(
-                MeasuredPair(stage=stage, pair=pair, dropped_for=dropped_for(pair))
-                for stage, pair in self._pairs
-            ),
-            reason=self._reason or (STOPPED if self._verdict == "not enough data" else None),
-        )
-
-    def _smallest_seen(self, weighed: list[Weighed]) -> float:
-        figures = [one.figure for one in weighed]
-        pairs = [
-            pair for pair in self._of(weighed[0].stage) if not {*figures} & {*dropped_for(pair)}
-        ]
-        rows = {figure: [pair.log_ratio(figure) for pair in pairs] for figure in figures}
-        return rule.smallest_seen(rows, self._floor)
-
-
-def dropped_for(pair: Pair) -> tuple[Figure, ...]:
-    """The figures that a disturbed pair is not judged by, whichever side was slower in it.
-
-    Neighbours scatter wall time by a multiple and CPU time by little, so that CPU time stands.
-    """
-    return ("step_s",) if pair.disturbances else ()
-
-
-def _noted(stage: Stage, figure: Figure, pairs: int, weight: Weight) -> Weighed:
-    return Weighed(
-        stage=stage,
-        figure=figure,
-        pairs=pairs,
-        estimate=float(weight.estimate),
-        p_slower=float(weight.p_slower),
-        p_faster=float(weight.p_faster),
-    )
+    def _smallest_seen(self, stage: Stage) -> float:
+        rows = np.stack(list((ratios := self.log_ratios(stage)).values()))
+        whole = np.isfinite(rows).all(axis=0)
+        seen = dict(zip(ratios, rows[:, whole], strict=True))
+        return rule.smallest_seen(seen, self.minimum_effect)

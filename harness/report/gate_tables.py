@@ -14,14 +14,19 @@ from harness.report import formats
 from harness.verdicts import CaseVerdict, Difference, Figure, Gate, Pin, TimeVerdict, label
 
 HEADERS = ("case", "verdict", "without a clock", "time", "pairs")
-FIGURES: dict[Figure, str] = {"cpu_s": "CPU time", "step_s": "wall time"}
+FIGURES: dict[Figure, str] = {
+    "cpu_quartile": "CPU time of the quieter steps",
+    "cpu_total": "CPU time",
+    "wall_total": "wall time",
+    "wall_median": "median step time",
+}
 LEGEND = (
     "without a clock: counts exactly, bytes, loss and gradient norm beyond what they differed by "
     "among a side's own processes; of counts and bytes less is better, another loss fails where "
     "rounding does not explain it.",
     "time: by pairs of fresh processes, candidate over reference; a regression showed in 20 pairs "
-    "(exact Wilcoxon p <= 0.005, estimate at least the floor of 1%, or 3% where whole processes "
-    "alternate) and again in 12 fresh ones (p <= 0.05). suspect: the fresh ones did not show it. "
+    "(exact Wilcoxon p <= 0.005, estimate at least the minimum effect) and again in 12 fresh ones "
+    "(p <= 0.05). suspect: the fresh ones did not show it. "
     "seen: what 9 of 10 such gates would have found.",
 )
 WORST_FIRST = ("worse", "beyond tolerance", "changed", "better")
@@ -180,7 +185,7 @@ def _time(time: TimeVerdict) -> str:
 def _pairs(time: TimeVerdict) -> str:
     if not time.pairs:
         return ""
-    disturbed = sum(bool(one.dropped_for) for one in time.pairs)
+    disturbed = sum(bool(one.pair.discarded) for one in time.pairs)
     told = f"{len(time.pairs)} {time.method}"
     return told + (f", {disturbed} disturbed" if disturbed else "")
 
@@ -226,9 +231,9 @@ def _time_details(time: TimeVerdict) -> list[str]:
     what = "not judged" if time.verdict == "not enough data" else "not confirmed"
     lines = [f"time was {what}: {time.reason}"] if time.reason else []
     judged = {one.figure for one in time.weighed}
-    dropped = sum(bool(one.dropped_for) for one in time.pairs)
+    dropped = sum(bool(one.pair.discarded) for one in time.pairs)
     if dropped:
-        alone = "" if "step_s" in judged or not judged else ", so CPU time alone was judged"
+        alone = "" if "wall_total" in judged or not judged else ", so CPU time alone was judged"
         lines.append(
             f"{dropped} of {len(time.pairs)} pairs were disturbed: wall time dropped{alone}"
         )

@@ -13,7 +13,12 @@ from harness.report.drawing import QUIET, dressed, safe
 from harness.report.gate_tables import FIGURES
 from harness.verdicts import CaseVerdict, Figure, Gate
 
-COLOURS: dict[Figure, str] = {"cpu_s": "#1f77b4", "step_s": "#ff7f0e"}
+COLOURS: dict[Figure, str] = {
+    "cpu_quartile": "#1f77b4",
+    "cpu_total": "#2ca02c",
+    "wall_total": "#ff7f0e",
+    "wall_median": "#9467bd",
+}
 HEIGHT = 280  # pixels a case
 
 
@@ -53,7 +58,7 @@ def _traces(case: CaseVerdict, *, first: bool) -> list[go.Scatter]:
             legendgroup=figure,
             showlegend=first,
             line={"width": 1, "color": COLOURS[figure]},
-            marker={"symbol": ["x" if figure in one.dropped_for else "circle" for one in pairs]},
+            marker={"symbol": ["x" if figure in one.pair.discarded else "circle" for one in pairs]},
             text=[
                 safe("; ".join((one.stage, one.pair.order, *one.pair.disturbances)))
                 for one in pairs

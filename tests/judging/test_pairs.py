@@ -33,11 +33,11 @@ def block(*seconds):
     return Block(step_s=seconds, cpu_s=tuple(one / 2 for one in seconds))
 
 
-def a_pair(summary, reference, candidate):
+def a_pair(reference, candidate, method="ping-pong", device="cpu"):
     return Pair(
-        method="ping-pong",
+        method=method,
         order="reference first",
-        summary=summary,
+        device=device,
         reference=reference,
         candidate=candidate,
         stolen_share=0.0,
@@ -52,14 +52,40 @@ def test_a_lower_quartile_by_hand():
     assert lower_quartile([1, 2, 3, 4]) == 1.75
 
 
-def test_a_pairs_value_is_the_median_of_its_blocks_log_ratios():
-    old = (block(1, 1, 1), block(2, 2, 2), block(1, 1, 1))
-    new = (block(2, 2, 9), block(2, 2, 2), block(math.e, 99, math.e))
-    cpu = a_pair("lower quartile", old, new)
-    assert cpu.figures == ("cpu_s", "step_s")
-    assert cpu.log_ratio("step_s") == cpu.log_ratio("cpu_s") == pytest.approx(math.log(2))
-    assert a_pair("median", old, new).figures == ("step_s",)
-    assert Pair.from_json(cpu.to_json()) == cpu
+def test_a_pairs_values_by_hand():
+    old = (block(9, 1, 1), block(2, 2, 2), block(1, 1, 1))
+    new = (block(2, 2, 9), block(2, 2, 2), block(9, math.e, math.e))
+    pair = a_pair(old, new)
+    assert pair.figures == ("cpu_quartile", "cpu_total", "wall_total")
+    # Without first steps: quartiles of 1 and 3.75, of 2 and 2, of 1 and e; the median is of e.
+    assert pair.log_ratio("cpu_quartile") == pytest.approx(1.0)
+    totals = math.log((13 + 6 + 9 + 2 * math.e) / (11 + 6 + 3))
+    assert pair.log_ratio("cpu_total") == pair.log_ratio("wall_total") == pytest.approx(totals)
+    assert a_pair(old, new, device="cuda").figures == ("wall_total", "wall_median")
+    assert a_pair(old, new, device="cuda").log_ratio("wall_median") == pytest.approx(math.log(2))
+    assert a_pair(old, new, "whole processes").figures == ("wall_total",)
+    assert Pair.from_json(pair.to_json()) == pair
+
+
+def test_a_cost_on_few_steps_is_in_the_totals_and_in_no_quartile():
+    old = (block(*[1.0] * 10),) * 7
+    new = (block(*[1.0] * 9, 2.0),) * 7
+    pair = a_pair(old, new)
+    assert pair.log_ratio("cpu_quartile") == 0.0
+    assert pair.log_ratio("cpu_total") == pair.log_ratio("wall_total") == math.log(1.1)
+
+
+def test_time_in_which_others_had_the_processor_is_in_no_wall_time():
+    quiet = Block(step_s=(1.0, 1.0), cpu_s=(1.0, 1.0), delay_s=(0.0, 0.0))
+    crowded = Block(step_s=(3.0, 1.5), cpu_s=(1.0, 1.0), delay_s=(2.0, 0.5))
+    assert a_pair((quiet,), (crowded,)).log_ratio("wall_total") == 0.0
+
+
+def test_a_disturbed_pair_is_judged_by_cpu_time_alone():
+    pair = replace(a_pair((block(1.0),), (block(1.0),)), disturbances=("stolen",))
+    assert pair.discarded == ("wall_total",)
+    assert replace(pair, device="cuda").discarded == ("wall_total", "wall_median")
+    assert replace(pair, disturbances=()).discarded == ()
 
 
 def test_who_begins_alternates_over_blocks_and_pairs():
@@ -80,11 +106,13 @@ def test_workers_ranks_and_large_models_take_turns_as_whole_processes(machine):
     gpu = {**machine, "gpus": [{"memory_bytes": 1000 * 2**20}]}
     small, large = measurement(peak_bytes=400 * 2**20), measurement(peak_bytes=500 * 2**20)
     loading = replace(small, counters=replace(small.counters, loader_processes=2))
+    preempted = replace(small, data_wait_s=(0.001, 0.001, 1.0))
     assert method_for(small, large, ranks=1, machine=cpu) == "ping-pong"
     assert method_for(small, small, ranks=1, machine=gpu) == "ping-pong"
     assert method_for(small, large, ranks=1, machine=gpu) == "whole processes"
     assert method_for(small, loading, ranks=1, machine=cpu) == "whole processes"
     assert method_for(small, small, ranks=2, machine=cpu) == "whole processes"
+    assert method_for(small, preempted, ranks=1, machine=cpu) == "ping-pong"
 
 
 @pytest.fixture
@@ -105,9 +133,10 @@ def test_both_methods_on_real_processes(machine, no_orphans):
         whole = ring.pair("whole processes", "reference first")
     assert len(turns.reference) == len(turns.candidate) == BLOCKS
     assert len({len(one.step_s) for one in (*turns.reference, *turns.candidate)}) == 1
-    assert (turns.summary, turns.order) == ("lower quartile", "candidate first")
+    assert (turns.device, turns.order) == ("cpu", "candidate first")
     assert [len(one.step_s) for one in (*whole.reference, *whole.candidate)] == [3, 3]
-    assert all(math.isfinite(one.log_ratio("cpu_s")) for one in (turns, whole))
+    for pair in (turns, whole):
+        assert all(math.isfinite(pair.log_ratio(figure)) for figure in pair.figures)
 
 
 @pytest.fixture

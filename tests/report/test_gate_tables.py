@@ -29,40 +29,48 @@ def measured(stage="screen", slower=0.05, disturbances=()):
     pair = Pair(
         method="ping-pong",
         order="reference first",
-        summary="lower quartile",
+        device="cpu",
         reference=(Block(step_s=(1.0,), cpu_s=(1.0,)),),
         candidate=new,
         stolen_share=0.0,
         foreign_cores=0.0,
         disturbances=disturbances,
     )
-    return MeasuredPair(stage=stage, pair=pair, dropped_for=("step_s",) if disturbances else ())
+    return MeasuredPair(stage=stage, pair=pair)
 
 
-def weighed(stage, figure="cpu_s"):
+def weighed(stage, figure="cpu_total"):
     return Weighed(
-        stage=stage, figure=figure, pairs=20, estimate=0.05, p_slower=0.0001, p_faster=0.9999
+        stage=stage,
+        figure=figure,
+        pairs=20,
+        estimate=0.05,
+        error=0.002,
+        p_slower=0.0001,
+        p_faster=0.9999,
     )
 
 
 SLOWER = TimeVerdict(
     verdict="regression",
     method="ping-pong",
-    figure="cpu_s",
+    figure="cpu_total",
     estimate=math.log(1.048),
     p=0.0002,
+    minimum_effect=0.02,
     smallest_seen=None,
-    weighed=(weighed("measure"), weighed("measure", "step_s"), weighed("confirm")),
+    weighed=(weighed("measure"), weighed("measure", "wall_total"), weighed("confirm")),
     pairs=(measured(), measured(disturbances=CROWD), measured("measure"), measured("confirm")),
 )
 QUIET = TimeVerdict(
     verdict="none",
     method="ping-pong",
-    figure="cpu_s",
+    figure="cpu_total",
     estimate=0.001,
     p=None,
+    minimum_effect=0.02,
     smallest_seen=math.log(1.021),
-    weighed=(weighed("screen"), weighed("screen", "step_s")),
+    weighed=(weighed("screen"), weighed("screen", "wall_total")),
     pairs=(measured(slower=0.001),),
 )
 HEAVIER = (
@@ -172,9 +180,10 @@ def test_cpu_time_alone_is_said():
     crowded = TimeVerdict(
         verdict="none",
         method="ping-pong",
-        figure="cpu_s",
+        figure="cpu_total",
         estimate=0.0,
         p=None,
+        minimum_effect=0.02,
         smallest_seen=0.02,
         weighed=(weighed("screen"),),
         pairs=(measured(disturbances=CROWD),),
@@ -198,7 +207,7 @@ def test_json_holds_raw_pairs_and_their_log_ratios():
         "none", "regression", "regression", "refused",
     ]  # fmt: skip
     [first, *_] = told["cases"][1]["time"]["pairs"]
-    assert math.isclose(first["log_ratios"]["cpu_s"], 0.05)
+    assert math.isclose(first["log_ratios"]["cpu_total"], 0.05)
     assert first["pair"]["reference"][0]["step_s"] == [1.0]
 
 
@@ -219,7 +228,7 @@ def test_junit_has_one_test_case_a_case():
 
 def test_the_plot_shows_pairs_in_order_and_marks_what_was_dropped():
     traces = pair_plot._traces(gate().cases[1], first=True)
-    cpu, wall = traces
+    _, cpu, wall = traces
     assert list(cpu.x) == [1, 2, 3, 4]
     assert [round(y, 1) for y in cpu.y] == [5.1] * 4
     assert list(cpu.marker.symbol) == ["circle"] * 4
