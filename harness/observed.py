@@ -283,6 +283,9 @@ class Measurement(Jsonable):
             having ended.
         host_bytes: host memory of the process and its loader workers after the window, each shared
             page counted once (proportional set size).
+        growth_bytes_per_step: what tensors, or anything else in host memory, hold more after each
+            step; 0.0 where it is less than 64 KiB, None where it was not told. Of several ranks the
+            most.
         parts_s: seconds of each timed step by `StepPart`, adding up to `step_s`; the device's.
         communication: where there is a process group.
         compilation: where anything was compiled; it is part of the warm-up.
@@ -323,6 +326,7 @@ class Measurement(Jsonable):
     device: DeviceState | None = None
     allocation_retries: int = 0
     loss_tolerance: float = 0.0
+    growth_bytes_per_step: float | None = None
 
     def __post_init__(self) -> None:
         if not self.step_s or not all(0 < step_s < math.inf for step_s in self.step_s):

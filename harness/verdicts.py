@@ -150,9 +150,9 @@ class Tally(Jsonable):
         operators: dispatched operators by name: where a difference comes from.
         flops_by_type: FLOPs of matrix products by the type of their inputs.
         least_bytes, most_bytes: by figure, over the side's fresh processes: `build_peak`,
-            `first_step_peak`, `steady_peak`, `saved_for_backward`, and what the steady peak is
-            made of: `parameters`, `gradients`, `optimizer_state`, `activations_and_temporaries`
-            (`LABELS` says what of that was observed).
+            `first_step_peak`, `steady_peak`, `saved_for_backward`, `growth_per_step`, and what the
+            steady peak is made of: `parameters`, `gradients`, `optimizer_state`,
+            `activations_and_temporaries` (`LABELS` says what of that was observed).
         least_values, most_values: `loss` and `gradient_norm` of the first applied steps, over the
             side's fresh processes.
         tolerance: relative difference of these that the case's own rounding may make.

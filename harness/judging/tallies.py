@@ -72,8 +72,9 @@ def _each_step(
 
 
 def _bytes(one: Measurement) -> dict[str, int]:
-    memory = one.memory
+    memory, growth = one.memory, one.growth_bytes_per_step
     return {
+        **({} if growth is None else {"growth_per_step": round(growth)}),
         "build_peak": memory.build.allocated_bytes,
         "first_step_peak": memory.first_step.allocated_bytes,
         "steady_peak": memory.steady_step.allocated_bytes,

@@ -190,6 +190,7 @@ def _one(each: Sequence[Measurement]) -> Measurement:
         counters=each[0].counters,
         disturbances=tuple(dict.fromkeys(line for lines in told for line in lines)),
         host_bytes=sum(one.host_bytes or 0 for one in each),
+        growth_bytes_per_step=max(one.growth_bytes_per_step or 0.0 for one in each),
         communication=_mean_communication([one.communication for one in each]),
         ranks=tuple(
             Rank(

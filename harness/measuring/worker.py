@@ -7,6 +7,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from harness.core import Case, Outcome, Phase, StepbenchError
 from harness.measuring.environment import environment
 from harness.measuring.outcomes import outcome_of
-from harness.measuring.probes import counters, memory
+from harness.measuring.probes import counters, growth, memory
 from harness.measuring.probes.communication import STEPS as WATCHED_STEPS
 from harness.measuring.probes.communication import watched_steps
 from harness.measuring.probes.compilation import calls, compilation
@@ -148,6 +149,7 @@ class Subject:
         probe.apart(self._open_data)
         build_s = time.perf_counter() - began
         parity, first_peak = self._parity(probe)
+        held_before = growth.held(probe, self.steps_run)
         fastest_s = self._warm_up()
         warmup_steps = self.steps_run
         compiled = compilation()
@@ -155,6 +157,7 @@ class Subject:
         if compilation() != compiled:
             wrong_window = "a timed step was compiled"
         waits_s, host_bytes = tuple(self.waits_s), memory.host_bytes()
+        held_after = growth.held(probe, self.steps_run)
         tokens = round(statistics.fmean(self.tokens))
         steady_peak, categories = self._steady_memory(probe)
         pause_s, counted = self._count()
@@ -165,6 +168,7 @@ class Subject:
             other_learning_rates=tuple(rates[1:]),
         )
         communication = self._communication()
+        grown = self._growth(probe, held_before, held_after)
         self.group.worst(0.0)  # none leaves while another still needs it
         measurement = Measurement(
             **dataclasses.asdict(window),
@@ -192,6 +196,7 @@ class Subject:
             data_wait_s=waits_s,
             epoch_pause_s=pause_s,
             host_bytes=host_bytes,
+            growth_bytes_per_step=grown,
             communication=communication,
             allocation_retries=self.allocation_retries,
             compilation=compiled,
@@ -368,6 +373,17 @@ class Subject:
         self.steps_run += 1
         _, peak = probe.watch(lambda: train_step(loop, self.first, self.site))
         return peak, categories
+
+    def _growth(self, probe: memory.MemoryProbe, *readings: growth.Held) -> float | None:
+        """Bytes that each step adds; the readings are from around the window."""
+        on_host = self.device.type == "cpu"
+        grown = growth.per_step(readings, on_host=on_host)
+        if not self.group.worst(grown or 0.0):
+            return grown
+        step = partial(train_step, self.loop, self.first, self.site)
+        readings = tuple(growth.decided(probe, self.steps_run, step))
+        self.steps_run = readings[-1].steps
+        return growth.per_step(readings, on_host=on_host)
 
     def _count(self) -> tuple[float, Counters]:
         """Seconds of the pause between epochs, and what one step did."""

@@ -32,7 +32,7 @@ class Figures:
     seconds of `step_s` that each part of a step takes, "communication" being what collectives add
     to the others without being hidden. A record from before any of this was observed has None for
     its figures. `set_aside` rounds were disturbed and are in none of them. `utilization` is MFU,
-    where the hardware's peak is known.
+    where the hardware's peak is known. `growth_bytes_per_step` is what each step keeps.
     """
 
     step_s: float
@@ -57,6 +57,7 @@ class Figures:
     compilation: Compilation | None = None  # of the round that took longest
     scaling: Scaling | None = None
     unproved: tuple[str, ...] = ()
+    growth_bytes_per_step: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,6 +242,7 @@ def _medians(processes: Sequence[Measurement]) -> dict[str, Any]:
         if observed
         else None,
         "host_bytes": median(lambda one: one.host_bytes or 0) if observed else None,
+        "growth_bytes_per_step": median(lambda one: one.growth_bytes_per_step or 0.0),
         "epoch_pause_s": median(lambda one: one.epoch_pause_s or 0.0) if observed else None,
     }
 

@@ -39,6 +39,12 @@ STATE_COLUMNS: dict[str, Callable[[Figures], str]] = {
 TRAINED_COLUMNS: dict[str, Callable[[Figures], str]] = {
     "trained": lambda one: "" if one.trained_share is None else f"{one.trained_share:.2%}",
 }
+# Shown where memory grows with the steps, beyond what the probe takes for none.
+GROWTH_COLUMNS: dict[str, Callable[[Figures], str]] = {
+    "growth MiB": lambda one: (
+        formats.mebibytes(one.growth_bytes_per_step) if one.growth_bytes_per_step else ""
+    ),
+}
 # Shown where anything was compiled.
 COMPILE_COLUMNS: dict[str, Callable[[Figures], str]] = {
     "compile s": lambda one: f"{one.compilation.compile_s:.1f}" if one.compilation else "",
@@ -96,6 +102,7 @@ LOADING_LEGEND = (
 )
 STATE_LEGEND = "state/param: bytes of optimizer state over those of the parameters."
 TRAINED_LEGEND = "trained: part of the parameters that had a gradient."
+GROWTH_LEGEND = "growth: memory that each step keeps for good, from 64 KiB a step on: a leak."
 COMPILE_LEGEND = (
     "compile s: seconds in the compiler from empty caches, in no step; graphs: what it made; "
     "breaks: where it gave up and began anew; recompiles: made again for the same code."
@@ -179,6 +186,7 @@ def _columns(table: Table) -> tuple[dict[str, Callable[[Figures], str]], list[st
         (MFU_COLUMN, bool(legend(table.run.machine)), legend(table.run.machine) or ""),
         (STATE_COLUMNS, _differ(STATE_COLUMNS, figures), STATE_LEGEND),
         (TRAINED_COLUMNS, _differ(TRAINED_COLUMNS, figures), TRAINED_LEGEND),
+        (GROWTH_COLUMNS, any(one.growth_bytes_per_step for one in figures), GROWTH_LEGEND),
         (COMPILE_COLUMNS, any(one.compilation for one in figures), COMPILE_LEGEND),
         (SCALING_COLUMNS, any(one.scaling for one in figures), SCALING_LEGEND),
     )

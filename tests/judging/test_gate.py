@@ -81,6 +81,21 @@ def test_a_planted_leak_is_found_with_no_clock(project, planted, figure, amount,
     assert any(line in detail for detail in found.detail)
 
 
+LATE = """
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.calls > 20:
+            self.held = [*self.held, torch.ones(2**18)]
+        for _ in range(EXTRA):"""
+
+
+def test_growth_that_begins_after_twenty_steps_is_found(project):
+    edit(project, "\n        for _ in range(EXTRA):", LATE)
+    [case] = compared(project, 1).cases
+    [grown] = [one for one in case.differences if one.figure == "growth_per_step"]
+    assert (grown.change, grown.old) == ("worse", 0)
+    assert MIB <= grown.new < 1.5 * MIB
+
+
 @pytest.mark.parametrize(
     ("epsilon", "verdict", "change", "code"),
     [("1e-4", "none", "changed", 0), ("1.0", "changed", "beyond tolerance", 1)],

@@ -317,3 +317,12 @@ def test_what_is_trained_and_kept_for_it_is_shown_where_it_differs():
     assert lora[-2:] == ["0.050x", "0.50%"]
     assert tables.STATE_LEGEND in text
     assert "trained" not in tables.terminal(run_file([record(case("bf16"), [(whole, whole)])]))
+
+
+def test_growth_is_shown_where_there_is_any():
+    grows = replace(BASELINE, growth_bytes_per_step=float(MIB))
+    leaking = run_file([record(case("bf16"), [(grows, BASELINE)])])
+    text = tables.terminal(leaking)
+    assert "growth MiB" in text
+    assert next(line for line in text.splitlines() if line.startswith("bf16")).endswith("1.00")
+    assert "growth" not in tables.terminal(run_file([record(case("bf16"), [(BASELINE, BASELINE)])]))

@@ -4,6 +4,7 @@ import math
 import time
 from dataclasses import replace
 
+import numpy
 import torch
 from torch import nn
 from torch.nn import functional
@@ -373,3 +374,46 @@ class Bursts(Points):
 
 def in_bursts():
     return replace(plain(), dataset=Bursts)
+
+
+class Leaking(Perceptron):
+    """Keeps 1 MiB of each step's, `late` from the tenth on only."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.what, self.calls, self.kept = what, 0, []
+
+    def forward(self, features):
+        self.calls += 1
+        if self.what == "arrays":
+            self.kept.append(numpy.ones(2**17))
+        elif self.what == "tensors" or self.calls >= 10:
+            self.kept.append(torch.ones(2**18))
+        return super().forward(features)
+
+
+def leaking(what):
+    return Workload(
+        model=lambda: Leaking(what),
+        dataset=lambda: Points(lambda features, label: (features, label)),
+        loss=functional.cross_entropy,
+        global_batch=8,
+    )
+
+
+class Caching(Points):
+    """Keeps what it made of each point, 1 MiB."""
+
+    def __init__(self):
+        super().__init__(lambda features, label: (features, label))
+        self.kept = {}
+
+    def __getitem__(self, index):
+        self.kept.setdefault(index, torch.ones(2**18))
+        return super().__getitem__(index)
+
+
+def caching():
+    return Workload(
+        model=Perceptron, dataset=Caching, loss=functional.cross_entropy, global_batch=2
+    )

@@ -41,6 +41,10 @@ class MemoryProbe(Protocol):
         """Run what loads data: what it keeps is in no peak, but for the tensors that it returns."""
         ...
 
+    def held(self) -> int | None:
+        """Bytes that tensors hold now, data included; None where that cannot be read."""
+        ...
+
 
 def memory_probe(device: torch.device) -> MemoryProbe:
     """The probe for a device."""
@@ -74,6 +78,10 @@ class CudaMemory:
 
     def apart(self, load: Callable[[], T]) -> T:
         return load()  # data wait in host memory, which is not counted
+
+    def held(self) -> int:
+        torch.cuda.synchronize(self.device)
+        return torch.cuda.memory_allocated(self.device)
 
     def _unbooked_bytes(self) -> int:
         """What private pools of this device hold beyond what the books say is allocated there."""
@@ -111,6 +119,14 @@ class CpuMemory:
         self.held_bytes += returned
         self.loaded_bytes += sum(size for size, _ in changes) - returned
         return result
+
+    def held(self) -> int | None:
+        if not self.absolute:
+            return None
+        # The total is told where something is allocated only.
+        _, changes = _allocations(lambda: torch.empty(1))
+        size, total = changes[0]
+        return total - size
 
     def _peak(self, changes: Iterable[tuple[int, int]]) -> int:
         if self.absolute:

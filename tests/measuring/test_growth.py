@@ -1,0 +1,52 @@
+"""Memory that grows with every step: what is read, what is honest, and what leaks."""
+
+import pytest
+
+from harness.measuring.probes.growth import MINIMUM_BYTES, Held, per_step
+from tests.synthetic import MIB
+
+OWN = "tests.training.own_workloads"
+
+
+def readings(*held):
+    """Four steps apart; pairs of bytes that tensors and the process hold."""
+    return [
+        Held(steps=4 * index, tensor_bytes=tensors, process_bytes=process)
+        for index, (tensors, process) in enumerate(held)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("held", "grown"),
+    [
+        ([(0, 0), (4 * MIB, 0), (8 * MIB, 0)], MIB),
+        ([(0, 0), (4 * MIB, 4 * MIB), (8 * MIB, 8 * MIB)], MIB),  # the same memory, seen twice
+        ([(0, 0), (0, 12 * MIB), (0, 16 * MIB)], MIB),  # the part that grew least
+        ([(0, 0), (400 * MIB, 400 * MIB), (400 * MIB, 400 * MIB)], 0.0),  # made once
+        ([(0, 9 * MIB), (0, 5 * MIB), (0, MIB)], 0.0),  # what is given back
+        ([(0, 0), (4 * MINIMUM_BYTES - 4, 0), (8 * MINIMUM_BYTES, 0)], 0.0),
+        ([(None, 0), (None, 4 * MIB)], MIB),
+        ([(None, None), (None, None)], None),
+    ],
+)
+def test_what_a_step_adds(held, grown):
+    assert per_step(readings(*held), on_host=True) == grown
+
+
+def test_a_device_and_its_host_grow_apart():
+    both = readings((0, 0), (4 * MIB, 8 * MIB))
+    assert per_step(both, on_host=False) == 3 * MIB
+
+
+@pytest.mark.parametrize(
+    ("leak", "least"), [("tensors", MIB), ("arrays", 0.8 * MIB), ("late", MIB)]
+)
+def test_a_leak_is_reported_whoever_holds_it(measured, leak, least):
+    [one] = measured("baseline", f"{OWN}:leaking@what={leak}").rounds
+    assert least <= one.case.growth_bytes_per_step < 2.2 * MIB
+
+
+@pytest.mark.parametrize("workload", ["gpt-tiny", f"{OWN}:caching"])
+def test_what_an_honest_process_keeps_is_no_leak(measured, workload):
+    [one] = measured("baseline", workload).rounds
+    assert one.case.growth_bytes_per_step == 0.0
