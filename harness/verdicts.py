@@ -153,8 +153,9 @@ class Tally(Jsonable):
             `first_step_peak`, `steady_peak`, `saved_for_backward`, `growth_per_step`, and what the
             steady peak is made of: `parameters`, `gradients`, `optimizer_state`,
             `activations_and_temporaries` (`LABELS` says what of that was observed).
-        least_values, most_values: `loss` and `gradient_norm` of the first applied steps, over the
-            side's fresh processes.
+        least_values, most_values: of each of the first applied steps, over the side's fresh
+            processes: `loss` and `gradient_norm` at the initial parameters, how far their `update`
+            led along the gradient, and the `loss_after_updates` of the others.
         tolerance: relative difference of these that the case's own rounding may make.
         alike: what has to be equal for two tallies to be compared.
     """

@@ -1,10 +1,11 @@
 """What no clock touches: a side's counts, bytes and losses, and how two sides' differ.
 
 Counts have to repeat exactly. Bytes count where they differ by more than they did among the side's
-own processes, and so do the loss and the gradient norm of each of the first steps: on a CPU with
-equal threads they repeat to the last bit. Neither is better or worse, so a difference is told as
-changed. It fails beyond the tolerance of the case's techniques, or beyond `ROUNDING` where that is
-more: up to there another order of addition explains it, as after a refactoring.
+own processes, and so do loss, gradient norm and update of each of the first steps: on a CPU with
+equal threads they repeat to the last bit. None is better or worse, so a difference is told as
+changed. At the same parameters it fails beyond the tolerance of the case's techniques, or beyond
+`ROUNDING` where that is more: up to there another order of addition explains it, as after a
+refactoring. How training then drifts may be chaos, and is told only.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ PROCESSES = 3
 ALIKE = ("torch", "cuda", "cudnn", "nccl", "device", "threads", "allocator", "data_digest")
 # What a step's peak is made of explains it; alone it is no verdict.
 PARTS = ("parameters", "gradients", "optimizer_state", "activations_and_temporaries")
-# Relative difference of a loss or a gradient norm that another order of float32 additions may make
-# over the first steps: what accumulation is allowed beside its baseline.
+# Relative difference that another order of float32 additions may make: what accumulation is allowed
+# beside its baseline.
 ROUNDING = 1e-3
+# The loss of steps that trained on.
+DRIFT = "loss_after_updates"
 # Lines of a diff; the rest is counted.
 MOST_LINES = 8
 
@@ -41,7 +44,7 @@ def tally(measured: Sequence[Measurement]) -> Tally:
     if any(one.counters.counts != first.counters.counts for one in measured):
         raise StepbenchError("its operator counts differed between processes")
     sizes = [_bytes(one) for one in measured]
-    values = [{"loss": one.losses, "gradient_norm": one.grad_norms} for one in measured]
+    values = [_first_steps(one) for one in measured]
     return Tally(
         counts={
             "operators": sum(first.counters.operators.values()),
@@ -60,6 +63,16 @@ def tally(measured: Sequence[Measurement]) -> Tally:
         most_values=_each_step(max, values),
         tolerance=first.loss_tolerance,
     )
+
+
+def _first_steps(one: Measurement) -> dict[str, tuple[float, ...]]:
+    same = one.same_parameter_steps or len(one.losses)
+    return {
+        "loss": one.losses[:same],
+        "gradient_norm": one.grad_norms[:same],
+        "update": one.descents,
+        DRIFT: one.losses[same:],
+    }
 
 
 def _each_step(
@@ -163,7 +176,7 @@ def _values(old: Tally, new: Tally) -> Iterator[Difference]:
             off, step, before, after = max(changed)
             yield Difference(
                 figure=figure,
-                change="beyond tolerance" if off > allowed else "changed",
+                change="beyond tolerance" if off > allowed and figure != DRIFT else "changed",
                 unit="value",
                 old=before,
                 new=after,

@@ -242,9 +242,16 @@ def _medians(processes: Sequence[Measurement]) -> dict[str, Any]:
         if observed
         else None,
         "host_bytes": median(lambda one: one.host_bytes or 0) if observed else None,
-        "growth_bytes_per_step": median(lambda one: one.growth_bytes_per_step or 0.0),
+        "growth_bytes_per_step": _growth_bytes_per_step(processes),
         "epoch_pause_s": median(lambda one: one.epoch_pause_s or 0.0) if observed else None,
     }
+
+
+def _growth_bytes_per_step(processes: Sequence[Measurement]) -> float | None:
+    """The median; None where a process does not tell."""
+    told = [one.growth_bytes_per_step for one in processes]
+    known = [one for one in told if one is not None]
+    return statistics.median(known) if len(known) == len(told) else None
 
 
 def _trained_share(counters: Counters) -> float | None:

@@ -96,6 +96,18 @@ def test_a_loss_counts_beyond_its_own_spread_and_fails_beyond_rounding(old, new,
         assert "at step 2, where it is most" in one.detail[0]
 
 
+def test_how_training_drifts_is_told_and_a_wrong_update_fails():
+    old = replace(measurement(), same_parameter_steps=1, descents=(-0.1,))
+
+    def told(**changes):
+        found = differences(tally([old]), tally([replace(old, **changes)]))
+        return [(one.figure, one.change) for one in found]
+
+    assert told(losses=(5.0, 9.0)) == [("loss_after_updates", "changed")]
+    assert told(losses=(6.0, 4.0)) == [("loss", "beyond tolerance")]
+    assert told(descents=(-0.2,)) == [("update", "beyond tolerance")]
+
+
 def test_what_a_technique_rounds_explains_more():
     new = replace(measurement(losses=(5.0, 4.01)), loss_tolerance=1e-2)
     [one] = differences(tally([measurement()]), tally([new]))
@@ -104,7 +116,10 @@ def test_what_a_technique_rounds_explains_more():
 
 def test_what_is_compared_is_what_both_sides_have():
     whole = tally([measurement()])
-    assert compared(whole, whole)[-3:] == ("saved_for_backward", "loss", "gradient_norm")
+    assert compared(whole, whole)[-4:] == (
+        *("loss", "gradient_norm"),
+        *("update", "loss_after_updates"),
+    )
     old = Tally.from_json({**whole.to_json(), "least_values": {}, "most_values": {}})
     assert "loss" not in compared(old, whole)
     assert differences(old, tally([measurement(losses=(9.0, 9.0))])) == ()
