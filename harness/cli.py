@@ -7,7 +7,6 @@ given with --minutes ran out, run the same command again to go on; 130 stopped b
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -118,12 +117,7 @@ def run(
         )
     if not leads():
         return follow()
-    require_threads(threads, this_machine())
-    if threads > 1 and "threads1" in re.split(r"[+,]", "+".join((*combinations, *choices))):
-        raise StepbenchError(
-            f"threads1 is the baseline, which --threads {threads} runs on {threads} threads; leave "
-            f"--threads out, and choose threads{threads}"
-        )
+    require_threads(threads, this_machine(), (*combinations, *choices))
     settings = Settings(rounds=rounds, max_steps=steps, min_steps=min(5, steps), threads=threads)
     named = canonical(workload) if workload else default(this_machine())
     each = numbers(ranks) if ranks is not None else [default_ranks(this_machine())]

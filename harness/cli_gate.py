@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from harness.cli_options import AS_JSON, VARY, tell
+from harness.cli_options import AS_JSON, THREADS, VARY, tell
 from harness.core import StepbenchError
 from harness.verdicts import Gate
 
@@ -41,6 +41,7 @@ EXIT_CODES = (
 )
 @VARY
 @click.option("-w", "--workload", metavar="NAME", help="Default: gpt-124m on a GPU, else gpt-1m.")
+@THREADS
 @click.option(
     "--workload-file",
     type=click.Path(path_type=Path),
@@ -79,6 +80,7 @@ def gate(
     choices: tuple[str, ...],
     workload: str | None,
     workload_file: Path | None,
+    threads: int,
     project: Path,
     time: Time | None,
     counters_only: bool,
@@ -111,7 +113,7 @@ def gate(
     from harness.judging import command
     from harness.judging.gate import Terms
     from harness.measuring.sweep import this_machine
-    from harness.measuring.team import default_ranks
+    from harness.measuring.team import default_ranks, require_threads
     from harness.training.choice import choose
 
     if (baselines or accept) and (base or baselines == accept):
@@ -133,12 +135,14 @@ def gate(
         raise StepbenchError(
             "--workload-file is for two sides and a workload in it: -w module:attribute"
         )
+    require_threads(threads, this_machine(), (*combinations, *choices))
     asked = command.Asked(
         project=project,
         base=base,
         head=head,
         workload=workload,
         workload_file=workload_file,
+        threads=threads,
         terms=terms,
     )
     if not combinations and not choices:

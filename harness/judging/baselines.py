@@ -32,8 +32,8 @@ ACCEPT = "`stepbench gate --accept` makes one"
 DEPENDENCIES = ("bitsandbytes", "deepspeed", "peft", "torchao", "torchvision", "triton")
 
 
-def key_of(machine: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides a case's counts and bytes beside the code."""
+def key_of(machine: Mapping[str, Any], threads: int) -> dict[str, Any]:
+    """What decides a case's counts and bytes beside the code; `threads` of each rank, on a CPU."""
     gpu = device_type(machine) == "cuda"
     return {
         "torch": torch.__version__,
@@ -41,7 +41,7 @@ def key_of(machine: Mapping[str, Any]) -> dict[str, Any]:
         "architecture": machine["architecture"],
         "instruction_set": machine["instruction_set"],
         "gpus": [f"{one['name']}, capability {one['capability']}" for one in machine["gpus"]],
-        "threads": None if gpu else 1,  # of a GPU's host they are as many as it has cores
+        "threads": None if gpu else threads,  # of a GPU's host they are as many as it has cores
     }
 
 
@@ -76,7 +76,10 @@ def tallied(
 
 
 def accept(
-    folder: Path, machine: Mapping[str, Any], found: Mapping[Case, Tally | Outcome]
+    folder: Path,
+    machine: Mapping[str, Any],
+    found: Mapping[Case, Tally | Outcome],
+    threads: int = 1,
 ) -> tuple[Path, list[str]]:
     """Write the tallies of the cases that have one, and keep the file's other cases.
 
@@ -90,7 +93,7 @@ def accept(
     tallies = {str(case): one for case, one in found.items() if isinstance(one, Tally)}
     if not tallies:
         raise StepbenchError(f"nothing to accept: {'; '.join(missing)}")
-    key = key_of(machine)
+    key = key_of(machine, threads)
     path = path_of(folder, key)
     known = _read(path) if path.exists() else {}
     if known.get("ruler") != MEASURE_VERSION:
@@ -106,14 +109,18 @@ def accept(
 
 
 def against(
-    folder: Path, machine: Mapping[str, Any], found: Mapping[Case, Tally | Outcome], tree: Tree
+    folder: Path,
+    machine: Mapping[str, Any],
+    found: Mapping[Case, Tally | Outcome],
+    tree: Tree,
+    threads: int = 1,
 ) -> Gate:
     """Hold tallies against the accepted ones.
 
     Raises:
         StepbenchError: none were accepted on such a machine, or by another ruler.
     """
-    known = accepted(folder, machine)
+    known = accepted(folder, machine, threads)
     return Gate(
         reference=f"the baselines in {FOLDER}",
         candidate=tree.name,
@@ -147,13 +154,13 @@ def _verdict(case: Case, found: Tally | Outcome, accepted: Mapping[str, Tally]) 
     )
 
 
-def accepted(folder: Path, machine: Mapping[str, Any]) -> dict[str, Tally]:
+def accepted(folder: Path, machine: Mapping[str, Any], threads: int = 1) -> dict[str, Tally]:
     """The accepted tallies of this kind of machine, by the case's name.
 
     Raises:
         StepbenchError: there are none, or they are by another ruler.
     """
-    key = key_of(machine)
+    key = key_of(machine, threads)
     path = path_of(folder, key)
     if not path.exists():
         told = ", ".join(f"{name}: {value}" for name, value in key.items() if value)

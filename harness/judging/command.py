@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness.core import Case, StepbenchError
 from harness.judging import baselines
 from harness.judging.gate import SETTINGS, Session, Terms
 from harness.judging.trees import Project, importable
+from harness.measuring.settings import Settings
 from harness.measuring.sweep import claimed_machine, this_machine
 from harness.training.workloads import canonical, default
 from harness.verdicts import Gate
@@ -32,7 +33,13 @@ class Asked:
     head: str | None
     workload: str | None
     workload_file: Path | None = None
+    threads: int = 1
     terms: Terms = field(default_factory=Terms)
+
+    @property
+    def settings(self) -> Settings:
+        """Of each process."""
+        return replace(SETTINGS, threads=self.threads)
 
     @property
     def folder(self) -> Path:
@@ -60,7 +67,9 @@ def compare(asked: Asked, cases: Sequence[Case], tell: Tell, show: Show) -> int:
     machine = claimed_machine(max(case.ranks for case in cases))
     file = asked.workload_file
     with project.tree(base, file) as old, project.tree(head, file) as new:
-        session = Session(old, new, cases, machine, terms=asked.terms, tell=tell)
+        session = Session(
+            old, new, cases, machine, terms=asked.terms, settings=asked.settings, tell=tell
+        )
         try:
             session.run()
         except BaseException:
@@ -73,10 +82,10 @@ def compare(asked: Asked, cases: Sequence[Case], tell: Tell, show: Show) -> int:
 def against_baselines(asked: Asked, cases: Sequence[Case], tell: Tell, show: Show) -> int:
     """Hold the working tree against the accepted tallies, and return the exit code."""
     machine = claimed_machine(max(case.ranks for case in cases))
-    baselines.accepted(asked.folder, machine)  # before anything is measured
+    baselines.accepted(asked.folder, machine, asked.threads)  # before anything is measured
     with Project.at(asked.folder).tree(None) as tree:
-        found = baselines.tallied(tree, cases, machine, SETTINGS, tell)
-    result = baselines.against(asked.folder, machine, found, tree)
+        found = baselines.tallied(tree, cases, machine, asked.settings, tell)
+    result = baselines.against(asked.folder, machine, found, tree, asked.threads)
     for case in result.cases:
         if case.verdict == "improvement":
             tell(f"{case.case}: {BETTER}")
@@ -87,8 +96,8 @@ def accept(asked: Asked, cases: Sequence[Case], tell: Tell) -> tuple[Path, list[
     """Write the working tree's tallies: the file, and a line for each case that has none."""
     machine = claimed_machine(max(case.ranks for case in cases))
     with Project.at(asked.folder).tree(None) as tree:
-        found = baselines.tallied(tree, cases, machine, SETTINGS, tell)
-    return baselines.accept(asked.folder, machine, found)
+        found = baselines.tallied(tree, cases, machine, asked.settings, tell)
+    return baselines.accept(asked.folder, machine, found, asked.threads)
 
 
 def _ended(result: Gate, show: Show) -> int:

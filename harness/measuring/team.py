@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -101,8 +102,11 @@ def too_few_cores(case: Case, settings: Settings, machine: Mapping[str, Any]) ->
     return f"{ranks} ranks of {threads} threads need {ranks * threads} cores; there are {held}"
 
 
-def require_threads(threads: int, machine: Mapping[str, Any]) -> None:
-    """StepbenchError unless each rank's operators can run on so many threads here."""
+def require_threads(threads: int, machine: Mapping[str, Any], names: Iterable[str]) -> None:
+    """StepbenchError unless each rank's operators can run on so many threads here.
+
+    `names` are the combinations and choices that a person asked for.
+    """
     if threads == 1:
         return
     if device_type(machine) != "cpu":
@@ -113,6 +117,11 @@ def require_threads(threads: int, machine: Mapping[str, Any]) -> None:
         raise StepbenchError(
             f"--threads {threads}: there are {machine['cores']} cores; choose from 1 to "
             f"{machine['cores']}"
+        )
+    if "threads1" in re.split("[+,]", "+".join(names)):
+        raise StepbenchError(
+            f"threads1 is the baseline, which --threads {threads} runs on {threads} threads; leave "
+            f"--threads out, and choose threads{threads}"
         )
 
 

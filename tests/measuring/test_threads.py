@@ -7,12 +7,14 @@ import torch
 
 from harness import stats
 from harness.core import Case, StepbenchError
+from harness.judging.pairs import PairFailed, Ring
 from harness.measuring import worker
 from harness.measuring.measure import measure
 from harness.measuring.settings import Settings
 from harness.measuring.sweep import open_sweep
 from harness.training import build as build_module
 from harness.training.techniques import find, parse, unsupported
+from harness.verdicts import Side
 from tests.measuring.conftest import QUICK
 from tests.synthetic import MACHINE
 
@@ -92,3 +94,19 @@ def test_no_threads_are_a_mistake():
         Settings(threads=0)
     with pytest.raises(StepbenchError, match="at least 1 thread"):
         parse("threads0")
+
+
+def test_both_sides_of_a_pair_run_on_the_threads_of_the_settings(machine, monkeypatch):
+    real, side = worker.Subject.prepare, Side(case=Case(workload="gpt-tiny"))
+
+    def prepare(subject):
+        if torch.get_num_threads() != 2:
+            raise StepbenchError("a paired process had other threads")
+        return real(subject)
+
+    monkeypatch.setattr(worker.Subject, "prepare", prepare)
+    with Ring(side, side, machine, TWO) as ring:
+        assert {of(ring.measurement(role)) for role in ("reference", "candidate")} == {(2, 2, 2)}
+        assert ring.pair("ping-pong", "reference first").reference
+    with Ring(side, side, machine, QUICK) as ring, pytest.raises(PairFailed, match="other threads"):
+        ring.pair("ping-pong", "reference first")
