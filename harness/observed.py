@@ -209,7 +209,7 @@ class DeviceState(Jsonable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compilation(Jsonable):
-    """What torch.compile did before the timed steps, from empty caches.
+    """What torch.compile did, from empty caches.
 
     `compile_s`: seconds in the compiler. `graphs`: what it made. `graph_breaks`: where it gave up
     and began anew. `recompiles`: made again for a frame that it had compiled before.
@@ -263,9 +263,15 @@ class Measurement(Jsonable):
         delay_s: seconds that the process' main thread waited for a processor in each of them;
             empty where the kernel does not count it.
         window_s: wall seconds from the first boundary mark to the last.
-        tokens: loss terms (tokens, images) in one step's global batch.
+        batches: of each timed step, its batch: by the seeded order, counted through the epochs. A
+            gap is a step that compiled something and is no sample.
+        tokens: loss terms (tokens, images) in one step's global batch, the mean of the timed steps.
+        step_tokens: loss terms of each timed step.
+        period: after how many steps slow steps are slow again, as several processes have shown.
         build_s: seconds to build model, optimizer and loader.
         warmup_steps: steps before the window, the parity steps among them.
+        steady: whether the last of them was no slower than the fastest, and on a GPU its clock at
+            rest.
         losses, grad_norms: of the first applied steps after build, never timed.
         loss_tolerance: relative difference of either that its techniques' rounding may make.
         same_parameter_steps: how many of them, from the first on, began at the initial parameters;
@@ -274,7 +280,7 @@ class Measurement(Jsonable):
             change of all parameters times g, over the norm of g; negative where they descend.
         skipped_steps: steps that the loss scaler skipped among those.
         overhead_s: wall seconds from fork to reaped, less every optimizer step that the process
-            ran (`steps_run`) at its median timed step.
+            ran (`steps_run`) at its mean timed step.
         environment: what ran: digests of harness, workload and data, versions, threads, allocator
             settings.
         disturbances: what shared the machine during the window; empty when nothing did.
@@ -288,7 +294,7 @@ class Measurement(Jsonable):
             most.
         parts_s: seconds of each timed step by `StepPart`, adding up to `step_s`; the device's.
         communication: where there is a process group.
-        compilation: where anything was compiled; it is part of the warm-up.
+        compilation: where anything was compiled; it is in no timed step.
         unproved: techniques that were seen active in the eager program only, where a compiled one
             was timed.
         ranks: each rank's own figures, where there are several.
@@ -313,6 +319,10 @@ class Measurement(Jsonable):
     environment: Mapping[str, str | int | bool | None]
     disturbances: tuple[str, ...]
     delay_s: tuple[float, ...] = ()
+    batches: tuple[int, ...] = ()
+    step_tokens: tuple[int, ...] = ()
+    period: int | None = None
+    steady: bool = True
     data_wait_s: tuple[float, ...] = ()
     epoch_pause_s: float | None = None
     host_bytes: int | None = None

@@ -6,14 +6,15 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.core import Record, Round
 from harness.observed import Measurement
+from harness.periods import period, slow_steps
 
 MINIMUM_ROUNDS_FOR_INTERVAL = 6
-# Of a step: waiting for data that a median would hide matters beyond it.
-HIDDEN_SHARE = 0.05
+# A mean so far from the median is no typical step.
+AMORTISED = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,23 +28,98 @@ class Estimate:
 
 
 def step_s(measurement: Measurement, *beside: Measurement) -> float:
-    """The timed step of one process in seconds: the median, or the mean where data come in bursts.
+    """Seconds of a step of one process: those of all steps over their number (`counted_steps`)."""
+    return _mean(measurement.step_s, counted_steps(measurement, *beside))
 
-    Then one step in so many waits for all of them, and a median would hide the whole cost of
-    loading. What it is held `beside` decides with it: a ratio is of one statistic.
+
+def counted_steps(measurement: Measurement, *beside: Measurement) -> list[int]:
+    """The timed steps, by index, that a mean is over: whole periods, where slow steps have one.
+
+    Of what is held `beside` another measurement only the batches that both have timed count. Old
+    records name no batches: all of their steps do.
     """
-    if any(map(waits_in_bursts, (measurement, *beside))):
-        return statistics.fmean(measurement.step_s)
-    return statistics.median(measurement.step_s)
+    batches = measurement.batches
+    if not batches:
+        return list(range(len(measurement.step_s)))
+    common = set(batches).intersection(*(one.batches for one in beside)) or set(batches)
+    counted = [index for index, batch in enumerate(batches) if batch in common]
+    if measurement.period is None:
+        return counted
+    first, last = batches[counted[0]], batches[counted[-1]]
+    whole = (last + 1 - first) // measurement.period * measurement.period
+    return [index for index in counted if batches[index] < first + whole] or counted
 
 
-def waits_in_bursts(measurement: Measurement) -> bool:
-    """Whether workers load, or a few steps wait for their data much longer than most."""
-    if measurement.counters.loader_processes or not measurement.data_wait_s:
-        return bool(measurement.counters.loader_processes)
-    waits_s = measurement.data_wait_s
-    hidden_s = statistics.fmean(waits_s) - statistics.median(waits_s)
-    return hidden_s > HIDDEN_SHARE * statistics.fmean(measurement.step_s)
+def typical_step_s(measurement: Measurement) -> float:
+    """Seconds of the median step: what most steps take, without what comes only now and then."""
+    return statistics.median(measurement.step_s[one] for one in counted_steps(measurement))
+
+
+def undelayed_step_s(measurement: Measurement) -> float | None:
+    """A step less what the process waited for a processor in it; None where that is not known."""
+    own_s = _undelayed(measurement)
+    return _mean(own_s, counted_steps(measurement)) if own_s else None
+
+
+def is_amortised(measurement: Measurement) -> bool:
+    """Whether mean and median step are more than 5% apart, waiting for a processor left out."""
+    seconds, counted = _undelayed(measurement) or measurement.step_s, counted_steps(measurement)
+    typical_s = statistics.median(seconds[one] for one in counted)
+    return abs(_mean(seconds, counted) - typical_s) > AMORTISED * typical_s
+
+
+def items_per_s(measurement: Measurement) -> float:
+    """Loss terms a second, of the same steps as `step_s`."""
+    if not measurement.step_tokens:
+        return measurement.tokens / step_s(measurement)
+    return _mean(measurement.step_tokens, counted_steps(measurement)) / step_s(measurement)
+
+
+def _mean(values: Sequence[float], indices: Sequence[int]) -> float:
+    return statistics.fmean(values[index] for index in indices)
+
+
+def _undelayed(measurement: Measurement) -> tuple[float, ...]:
+    """Seconds of each step less its run delay; empty where that says less than the whole.
+
+    Run delay is the main thread's: it is sound for one thread in one process on a CPU.
+    """
+    told = measurement.environment
+    alone = not measurement.counters.loader_processes and not measurement.ranks
+    if not alone or (told.get("device"), told.get("threads")) != ("cpu", 1):
+        return ()
+    return tuple(
+        step - delay for step, delay in zip(measurement.step_s, measurement.delay_s, strict=False)
+    )
+
+
+def periodicity(rounds: Sequence[Round]) -> tuple[frozenset[int], int | None]:
+    """The steps that are slow in two processes of a side, and after how many they are so again."""
+    cases = [_numbered(one.case) for one in rounds]
+    sides = [cases, [_numbered(one.baseline) for one in rounds]]
+    slow = slow_steps(sides[0]) | slow_steps(sides[1])
+    numbers = [number for side in sides for process in side for number in process]
+    return slow, period(slow, min(numbers), max(numbers)) if slow else None
+
+
+def with_period(rounds: Sequence[Round]) -> tuple[Round, ...]:
+    """The rounds, each process told the period that all of them together show."""
+    _, found = periodicity(rounds)
+    return tuple(
+        replace(
+            one,
+            case=replace(one.case, period=found),
+            baseline=replace(one.baseline, period=found),
+        )
+        for one in rounds
+    )
+
+
+def _numbered(measurement: Measurement) -> dict[int, float]:
+    """Seconds of each timed step by how many updates were applied before it."""
+    first = measurement.warmup_steps - measurement.skipped_steps - measurement.batches[0]
+    seconds = _undelayed(measurement) or measurement.step_s
+    return dict(zip((first + one for one in measurement.batches), seconds, strict=True))
 
 
 def step_ratio(baseline: Measurement, case: Measurement) -> float:
@@ -112,10 +188,11 @@ def _per_round(record: Record, ratio: Callable[[Measurement, Measurement], float
 def speedup(record: Record) -> Estimate:
     """Baseline step time over the case's, paired by round; above 1 the case is faster.
 
-    Of a case whose batch has grown, by the same factor: the ratio of throughputs.
+    Of a case whose batch has grown: the ratio of throughputs.
     """
-    factor = record.case.batch_factor
-    return _per_round(record, lambda baseline, case: factor * step_ratio(baseline, case))
+    if record.case.batch_factor == 1:
+        return _per_round(record, step_ratio)
+    return _per_round(record, lambda baseline, case: items_per_s(case) / items_per_s(baseline))
 
 
 def memory_ratio(record: Record) -> Estimate:
@@ -192,10 +269,20 @@ def judged(record: Record) -> tuple[Round, ...]:
     """The rounds that figures come from: the undisturbed ones, where they are two thirds or more.
 
     Else all: a few quiet rounds of many are no better a sample. Which side of a round was slower is
-    never looked at.
+    never looked at. Rounds that hold less than a period of their slow steps are left out wherever
+    others do hold one.
     """
-    quiet = tuple(one for one in record.rounds if not disturbed(one))
-    return quiet if 3 * len(quiet) >= 2 * len(record.rounds) else record.rounds
+    whole = tuple(one for one in record.rounds if not is_short(one)) or record.rounds
+    quiet = tuple(one for one in whole if not disturbed(one))
+    return quiet if 3 * len(quiet) >= 2 * len(whole) else whole
+
+
+def is_short(one: Round) -> bool:
+    """Whether a side's window holds less than the period of its slow steps."""
+    return any(
+        side.period is not None and side.batches[-1] + 1 - side.batches[0] < side.period
+        for side in (one.case, one.baseline)
+    )
 
 
 def disturbed(one: Round) -> bool:

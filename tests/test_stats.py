@@ -16,8 +16,12 @@ def pair(case_s, baseline_s, **kwargs):
     return measurement([case_s], **kwargs), measurement([baseline_s])
 
 
-def test_a_process_counts_as_its_median_step():
-    assert stats.step_s(measurement([0.3, 0.1, 9.0])) == 0.3
+def test_a_step_is_all_time_over_all_steps():
+    one = measurement([0.1, 0.1, 0.7])
+    assert stats.step_s(one) == pytest.approx(0.3)
+    assert stats.typical_step_s(one) == 0.1
+    assert stats.is_amortised(one)
+    assert not stats.is_amortised(measurement([0.1, 0.1, 0.11]))
 
 
 @pytest.mark.parametrize(
@@ -146,21 +150,98 @@ def test_a_record_without_rounds_has_no_ratio():
         stats.speedup(record(case("bf16"), outcome=Outcome(kind="failed", reason="why")))
 
 
-def test_a_ratio_is_of_one_statistic_where_either_side_waits_in_bursts():
-    """Without workers, one step of four loads for all; with one, all wait a little."""
-    alone = replace(measurement([0.01, 0.01, 0.01, 0.17]), data_wait_s=(0, 0, 0, 0.16))
-    worker = measurement([0.05] * 4)
-    worker = replace(worker, counters=replace(worker.counters, loader_processes=1))
-    assert stats.step_s(alone) == pytest.approx(0.05)
-    assert stats.step_ratio(alone, worker) == pytest.approx(1.0)
-    plain = measurement([0.05, 0.05, 0.05, 0.25])  # slow once for no want of data
-    assert stats.step_s(plain) == pytest.approx(0.05)
-    assert stats.step_s(plain, worker) == pytest.approx(0.1)
-    assert stats.step_ratio(plain, worker) == pytest.approx(2.0)
+def window(steps, *, first=10, warmup=5, **changes):
+    """A process whose window begins with batch `first` after `warmup` applied steps."""
+    batches = tuple(range(first, first + len(steps)))
+    return replace(measurement(steps), batches=batches, warmup_steps=warmup, **changes)
 
 
-def test_a_step_is_the_mean_where_workers_deliver_in_bursts():
-    bursts = measurement([0.001, 0.001, 0.001, 0.197])
-    assert stats.step_s(bursts) == 0.001
-    loaded = replace(bursts, counters=replace(bursts.counters, loader_processes=4))
-    assert stats.step_s(loaded) == pytest.approx(0.05)
+def test_where_a_period_is_known_the_mean_is_over_whole_ones():
+    """25 steps of a period of 10 with one slow step: 20 of them, whatever the other 5 hold."""
+    steps = [0.1] * 25
+    for slow in (4, 14, 24):
+        steps[slow] = 1.1
+    assert stats.step_s(window(steps)) == pytest.approx((25 * 0.1 + 3) / 25)
+    assert stats.step_s(window(steps, period=10)) == pytest.approx(0.2)
+    assert stats.step_s(window(steps, period=30)) == stats.step_s(window(steps))
+
+
+def test_a_step_that_compiled_leaves_a_gap_in_the_period():
+    """Steps 3 and 12 are no samples: of two whole periods of 10, 18 steps are left."""
+    steps = [1.1 if batch % 10 == 0 else 0.1 for batch in range(25)]
+    batches = [batch for batch in range(25) if batch not in (3, 12)]
+    one = window([steps[batch] for batch in batches], period=10)
+    one = replace(one, batches=tuple(batches))
+    assert stats.step_s(one) == pytest.approx((16 * 0.1 + 2 * 1.1) / 18)
+
+
+def test_a_ratio_is_over_the_batches_that_both_sides_timed():
+    baseline = window([1.0, 2.0, 3.0, 40.0, 50.0])
+    case = window([0.5, 1.0, 1.5])
+    assert stats.step_ratio(baseline, case) == pytest.approx(2.0)
+    later = window([1.0, 1.5, 20.0, 25.0], first=11)
+    assert stats.step_ratio(baseline, later) == pytest.approx(2.0)
+
+
+def test_throughput_is_of_the_steps_that_were_timed():
+    one = window([1.0, 3.0], step_tokens=(10, 90), tokens=50)
+    assert stats.items_per_s(one) == 25
+    slow_at_the_end = window([1.0, 3.0, 96.0], step_tokens=(10, 90, 5), period=2)
+    assert stats.items_per_s(slow_at_the_end) == 25
+
+
+def test_the_speed_of_a_grown_batch_is_that_of_its_loss_terms():
+    grown = window([2.0], step_tokens=(300,))
+    base = window([1.0], step_tokens=(100,))
+    one = record(replace(case("bf16", ranks=2), batch_factor=2), [(grown, base)])
+    assert stats.speedup(one).median == pytest.approx(1.5)
+
+
+def alone_on_a_cpu(one, **changes):
+    return replace(one, environment={"device": "cpu", "threads": 1}, **changes)
+
+
+def test_a_step_without_its_run_delay():
+    delayed = alone_on_a_cpu(window([0.1, 0.5]), delay_s=(0.0, 0.4))
+    assert stats.undelayed_step_s(delayed) == pytest.approx(0.1)
+    assert not stats.is_amortised(delayed)  # the slow step waited for a processor
+    loaded = replace(delayed, counters=replace(delayed.counters, loader_processes=1))
+    threads = replace(delayed, environment={"device": "cpu", "threads": 2})
+    for unknown in (loaded, threads, replace(delayed, delay_s=())):
+        assert stats.undelayed_step_s(unknown) is None
+
+
+PERIODIC = [1.0 if step % 10 == 4 else 0.1 for step in range(25)]
+NOISY = [0.3 if step % 7 == 1 else 0.1 for step in range(25)]
+
+
+def rounds_of(*sides):
+    return record(case("bf16"), sides).rounds
+
+
+def test_steps_slow_in_two_processes_have_a_period():
+    plain = window([0.1] * 25)
+    rounds = rounds_of((window(PERIODIC), plain), (window(PERIODIC, first=40), window(NOISY)))
+    assert stats.periodicity(rounds) == ({9, 19, 29}, 10)  # 5 steps came before the windows
+    told = stats.with_period(rounds)
+    assert {one.case.period for one in told} == {one.baseline.period for one in told} == {10}
+
+
+def test_steps_are_counted_from_the_first_that_was_applied():
+    """One process warmed up two steps longer, and its scaler skipped one."""
+    later = window(PERIODIC[1:], warmup=7, skipped_steps=1)
+    rounds = rounds_of((window(PERIODIC), window(NOISY)), (later, window(NOISY)))
+    assert stats.periodicity(rounds)[0] >= {9, 19, 29}
+
+
+def test_steps_slow_in_one_process_are_noise():
+    rounds = rounds_of((window(NOISY), window([0.1] * 25)), (window([0.1] * 25), window(NOISY)))
+    assert stats.periodicity(rounds) == (frozenset(), None)
+    assert stats.periodicity(rounds_of((window(PERIODIC), window(PERIODIC)))) == (frozenset(), None)
+
+
+def test_a_round_of_less_than_a_period_is_left_out_where_others_hold_one():
+    short = (window([0.1] * 5, period=10), window([0.1] * 5, period=10))
+    whole = (window(PERIODIC, period=10), window(PERIODIC, period=10))
+    assert len(stats.judged(record(case("bf16"), [short, whole]))) == 1
+    assert len(stats.judged(record(case("bf16"), [short, short]))) == 2

@@ -67,7 +67,7 @@ class Cases:
     for the number of ranks, and parameters of the workload (`seq=128`). `batch_grows`: the global
     batch grows with the ranks. A device that `workload` does not name is not measured.
 
-    Step times are samples, one median a process, so ASV has statistics of them. Counts and bytes
+    Step times are samples, one mean a process, so ASV has statistics of them. Counts and bytes
     are plain numbers: they repeat, and as samples ASV would call no change of them significant
     below 6 rounds.
     """

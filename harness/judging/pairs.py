@@ -28,7 +28,8 @@ from harness.machine import device_type
 from harness.measuring.probes.device import DeviceSampler, disturbances
 from harness.measuring.probes.surroundings import HostLoad, free_cores
 from harness.measuring.settings import Settings
-from harness.measuring.worker import STEADY, WARMUP_CAP, WARMUP_FLOOR
+from harness.measuring.window import STEADY, WARMUP_CAP
+from harness.measuring.window_plan import WARMUP_FLOOR
 from harness.noise import first_begins
 from harness.observed import Measurement
 from harness.verdicts import Block, Method, Order, Pair, Side

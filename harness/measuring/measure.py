@@ -11,8 +11,10 @@ from harness.machine import device_type
 from harness.measuring.ranks import guilty, merged
 from harness.measuring.settings import Settings
 from harness.measuring.team import crowded, run_ranks, too_few_cores, too_few_devices
+from harness.measuring.window_plan import WindowPlan, first_plan
+from harness.noise import first_begins
 from harness.observed import Measurement
-from harness.stats import disturbed, drift, parity_difference, step_s
+from harness.stats import disturbed, drift, is_short, parity_difference, step_s, with_period
 from harness.store import now
 from harness.training.techniques import (
     combine,
@@ -44,24 +46,28 @@ class Stopped(Exception):
 def measure(case: Case, settings: Settings, machine: Mapping[str, Any]) -> Record:
     """Measure a case; whatever goes wrong with it is the record's outcome, never an exception.
 
-    Order is balanced over rounds: baseline first, case first, and again. A disturbed round is kept,
-    and measured again within the settings' limit.
+    Order is balanced over rounds: baseline first, case first, and again. Both sides of a round time
+    the same batches, and each round those that follow. A disturbed round is kept, and measured
+    again within the settings' limit; so is one that held less than a period of its slow steps.
     """
     reason = why_not(case, settings, machine)
     if reason:
-        return _record(case, Outcome(kind="unsupported", reason=reason), [])
-    rounds: list[Round] = []
+        return _record(case, Outcome(kind="unsupported", reason=reason), ())
+    rounds: tuple[Round, ...] = ()
+    plan = first_plan(case, settings)
     most = settings.rounds + min(settings.rounds, settings.extra_rounds)
     for index in range(most):
-        if sum(not disturbed(one) for one in rounds) >= settings.rounds:
+        if sum(not disturbed(one) and not is_short(one) for one in rounds) >= settings.rounds:
             break
         order: Literal["baseline first", "case first"] = (
-            "case first" if index % 4 in (1, 2) else "baseline first"
+            "baseline first" if first_begins(index) else "case first"
         )
         try:
-            rounds.append(_round(case, order, settings, device_type(machine)))
+            one = _round(case, order, settings, plan, device_type(machine))
         except Stopped as stopped:
             return _record(case, stopped.outcome, rounds)
+        rounds = with_period([*rounds, one])
+        plan = plan.following(rounds, settings)
     try:
         outcome = _judged(case, rounds, settings, device_type(machine))
     except Stopped as stopped:
@@ -69,8 +75,12 @@ def measure(case: Case, settings: Settings, machine: Mapping[str, Any]) -> Recor
     return _record(case, outcome, rounds)
 
 
-def measure_process(case: Case, settings: Settings, machine: Mapping[str, Any]) -> Measurement:
+def measure_process(
+    case: Case, settings: Settings, machine: Mapping[str, Any], plan: WindowPlan | None = None
+) -> Measurement:
     """What one fresh process measured of a case, for whoever pairs processes in its own way.
+
+    Without a plan it finds out for itself how warm it must be and how many steps fit.
 
     Raises:
         Stopped: there is no number, or it would be wrong.
@@ -79,7 +89,7 @@ def measure_process(case: Case, settings: Settings, machine: Mapping[str, Any]) 
     reason = why_not(case, settings, machine)
     if reason:
         raise Stopped(Outcome(kind="unsupported", reason=reason))
-    return _process(case, settings, device_type(machine))
+    return _process(case, settings, plan or first_plan(case, settings), device_type(machine))
 
 
 def why_not(case: Case, settings: Settings, machine: Mapping[str, Any]) -> str | None:
@@ -92,25 +102,36 @@ def why_not(case: Case, settings: Settings, machine: Mapping[str, Any]) -> str |
     )
 
 
-def _record(case: Case, outcome: Outcome, rounds: list[Round]) -> Record:
-    return Record(case=case, outcome=outcome, rounds=tuple(rounds), measured_at=now())
+def _record(case: Case, outcome: Outcome, rounds: tuple[Round, ...]) -> Record:
+    return Record(case=case, outcome=outcome, rounds=rounds, measured_at=now())
 
 
 def _round(
-    case: Case, order: Literal["baseline first", "case first"], settings: Settings, device: str
+    case: Case,
+    order: Literal["baseline first", "case first"],
+    settings: Settings,
+    plan: WindowPlan,
+    device: str,
 ) -> Round:
-    if order == "case first":
-        ours = _process(case, settings, device)
-        reference = _baseline_process(case, settings, device)
-    else:
-        reference = _baseline_process(case, settings, device)
-        ours = _process(case, settings, device)
-    return Round(order=order, case=ours, baseline=reference)
+    """Both sides by one plan; the first one again where the second had to warm up longer."""
+    sides = {"case": _case_process, "baseline": _baseline_process}
+    names = ("case", "baseline") if order == "case first" else ("baseline", "case")
+    first, second = (sides[name] for name in names)
+    one = first(case, settings, plan, device)
+    plan = plan.beside(one)
+    other = second(case, settings, plan, device)
+    if other.batches[0] > plan.first_batch:
+        one = first(case, settings, replace(plan.beside(other), agreed=True), device)
+    return Round(order=order, **dict(zip(names, (one, other), strict=True)))
 
 
-def _baseline_process(case: Case, settings: Settings, device: str) -> Measurement:
+def _case_process(case: Case, settings: Settings, plan: WindowPlan, device: str) -> Measurement:
+    return _process(case, settings, plan, device)
+
+
+def _baseline_process(case: Case, settings: Settings, plan: WindowPlan, device: str) -> Measurement:
     try:
-        return _process(case.baseline, settings, device)
+        return _process(case.baseline, settings, plan, device)
     except Stopped as stopped:
         if case == case.baseline:
             raise
@@ -119,9 +140,9 @@ def _baseline_process(case: Case, settings: Settings, device: str) -> Measuremen
         ) from stopped
 
 
-def _process(case: Case, settings: Settings, device: str) -> Measurement:
+def _process(case: Case, settings: Settings, plan: WindowPlan, device: str) -> Measurement:
     """One fresh process a rank; Stopped if they gave no number, or one that would be wrong."""
-    ended = run_ranks(case, settings, device)
+    ended = run_ranks(case, settings, plan, device)
     if any(one.death is not None or "outcome" in one.answer for one in ended):
         raise Stopped(guilty(ended))
     answer = merged([one.answer for one in ended])
@@ -135,7 +156,7 @@ def _process(case: Case, settings: Settings, device: str) -> Measurement:
     return replace(measurement, overhead_s=wall_s - own_s)
 
 
-def _judged(case: Case, rounds: list[Round], settings: Settings, device: str) -> Outcome:
+def _judged(case: Case, rounds: tuple[Round, ...], settings: Settings, device: str) -> Outcome:
     """`invalid` where the loss left its tolerance, or counts that must repeat did not.
 
     Where a technique is other mathematics than the baseline (None as its tolerance), the rest is
@@ -201,7 +222,7 @@ def _reference(case: Case, workload: Workload) -> Case:
 
 def _reference_process(case: Case, settings: Settings, device: str) -> Measurement:
     try:
-        return _process(case, settings, device)
+        return _process(case, settings, first_plan(case, settings), device)
     except Stopped as stopped:
         reason = f"what its loss is held against gave no number: {case.chosen} {stopped.outcome}"
         raise Stopped(Outcome(kind="failed", reason=reason)) from stopped

@@ -182,6 +182,8 @@ def _one(each: Sequence[Measurement]) -> Measurement:
     return replace(
         slowest,
         tokens=sum(one.tokens for one in each),
+        step_tokens=tuple(map(sum, zip(*(one.step_tokens for one in each), strict=True))),
+        steady=all(one.steady for one in each),
         build_s=max(one.build_s for one in each),
         losses=tuple(map(_mean, zip(*(one.losses for one in each), strict=True))),
         grad_norms=each[0].grad_norms,

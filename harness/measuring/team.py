@@ -31,6 +31,7 @@ from harness.measuring.preload import preload
 from harness.measuring.probes.device import INTERVAL_S, DeviceSampler
 from harness.measuring.ranks import Place
 from harness.measuring.settings import Settings
+from harness.measuring.window_plan import WindowPlan
 from harness.measuring.worker import measure_case
 from harness.training.techniques import imports, plan_of
 
@@ -133,22 +134,25 @@ def crowded(case: Case, environment: Mapping[str, Any]) -> str | None:
     return f"{case.ranks} ranks shared {cores} processors: as many devices would be faster"
 
 
-def run_ranks(case: Case, settings: Settings, device: str) -> list[Ended]:
+def run_ranks(case: Case, settings: Settings, plan: WindowPlan, device: str) -> list[Ended]:
     """How each rank's fresh process ended, in order of rank."""
     together = plan_of(case.combination).distributed
     ranks = case.ranks if together else 1
     if under_torchrun():
-        return _elastic().lead(case, settings, device, ranks, together)
+        return _elastic().lead(case, settings, plan, device, ranks, together)
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / "meeting") if together else None
         places = [Place(rank=r, ranks=ranks, device=r, file=file) for r in range(ranks)]
-        return _fork(case, settings, device, places)
+        return _fork(case, settings, plan, device, places)
 
 
-def _fork(case: Case, settings: Settings, device: str, places: Sequence[Place]) -> list[Ended]:
+def _fork(
+    case: Case, settings: Settings, plan: WindowPlan, device: str, places: Sequence[Place]
+) -> list[Ended]:
     """A fresh process for each place, and the state of its GPU meanwhile beside its answer."""
     preload(imports(case.combination))
-    tasks = [(measure_case, case.to_json(), settings, device, one.to_json()) for one in places]
+    told = (case.to_json(), settings, plan, device)
+    tasks = [(measure_case, *told, one.to_json()) for one in places]
     samplers = [DeviceSampler(one.device) for one in places] if device == "cuda" else []
 
     def sample() -> None:
@@ -208,7 +212,13 @@ class _Elastic:
         self.posted = 0
 
     def lead(
-        self, case: Case, settings: Settings, device: str, ranks: int, together: bool
+        self,
+        case: Case,
+        settings: Settings,
+        plan: WindowPlan,
+        device: str,
+        ranks: int,
+        together: bool,
     ) -> list[Ended]:
         """Post the case, run rank 0's part of it, and gather how all ended."""
         self._share_gpus()
@@ -216,6 +226,7 @@ class _Elastic:
         task = {
             "case": case.to_json(),
             "settings": settings.to_json(),
+            "plan": plan.to_json(),
             "device": device,
             "place": place.to_json(),
         }
@@ -267,6 +278,7 @@ class _Elastic:
         return _fork(
             Case.from_json(task["case"]),
             Settings.from_json(task["settings"]),
+            WindowPlan.from_json(task["plan"]),
             task["device"],
             [Place.from_json(place)],
         )[0]

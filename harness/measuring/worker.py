@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._pytree import tree_leaves
@@ -20,16 +20,19 @@ from harness.measuring.probes import counters, growth, memory
 from harness.measuring.probes.communication import STEPS as WATCHED_STEPS
 from harness.measuring.probes.communication import watched_steps
 from harness.measuring.probes.compilation import calls, compilation
+from harness.measuring.probes.device import Clock
 from harness.measuring.probes.elements import elements
 from harness.measuring.probes.loading import Boundary, epoch_boundary
 from harness.measuring.probes.parity import DRIFT_STEPS, SAME_PARAMETER_STEPS, Parity
 from harness.measuring.probes.start import Start
 from harness.measuring.probes.surroundings import HostLoad, tolerated_cores
 from harness.measuring.probes.threads import ran_threads
-from harness.measuring.probes.timing import Marks, Window, marked, synchronize, time_steps
+from harness.measuring.probes.timing import Marks, Window, marked, time_steps
 from harness.measuring.ranks import Group, Place
 from harness.measuring.settings import Settings
 from harness.measuring.sources import wrong_tree
+from harness.measuring.window import Warm, time_window, warm_up
+from harness.measuring.window_plan import PARITY_STEPS, WindowPlan, first_plan
 from harness.observed import Communication, Counters, Measurement, Memory, Peak
 from harness.training.build import build
 from harness.training.data import Batches, HostBatch
@@ -43,16 +46,17 @@ from harness.training.techniques import (
 from harness.training.types import Loop, Site, Unsupported, Workload
 from harness.training.workloads import of_case
 
-WARMUP_FLOOR, WARMUP_CAP = 2, 10
-# A step this much over the fastest so far is still warming up.
-STEADY = 1.1
 ALONE = Place()
 # A window with a skipped step is timed again so often.
 WINDOW_TRIES = 3
 
 
 def measure_case(
-    case_json: dict[str, Any], settings: Settings, device_type: str, place_json: dict[str, Any]
+    case_json: dict[str, Any],
+    settings: Settings,
+    plan: WindowPlan,
+    device_type: str,
+    place_json: dict[str, Any],
 ) -> dict[str, Any]:
     """Measure one case in this process, which must be fresh, as one rank of its group.
 
@@ -63,7 +67,7 @@ def measure_case(
     """
 
     def work(subject: Subject) -> dict[str, Any]:
-        measurement, objection = subject.measure(settings)
+        measurement, objection = subject.measure(settings, plan)
         return {
             "measurement": measurement.to_json(),
             "objection": objection,
@@ -117,6 +121,14 @@ def _set_threads(number: int) -> None:
     torch.set_num_threads(number)
 
 
+class Fetched(NamedTuple):
+    """A batch that a step took: which, how long the step waited for it, and its loss terms."""
+
+    batch: int
+    wait_s: float
+    tokens: int
+
+
 class Subject:
     """One case being measured: what was built, and how many steps it has run."""
 
@@ -127,13 +139,13 @@ class Subject:
     workload: Workload
     boundary: Boundary
     window_at: tuple[float, float]
+    warmup_steps: int
     allocation_retries: int
 
     def __init__(self, case: Case, device: torch.device, place: Place, threads: int) -> None:
         self.case, self.device, self.place, self.threads = case, device, place, threads
         self.steps_run = 0
-        self.tokens: list[int] = []
-        self.waits_s: list[float] = []
+        self.fetched: list[Fetched] = []
         self.phase: Phase = "build"
 
     def join(self, deadline_s: float) -> None:
@@ -141,24 +153,19 @@ class Subject:
         offloads = plan_of(self.case.combination).offloads
         self.group = Group(self.place, self.device, deadline_s, host_tensors=offloads)
 
-    def measure(self, settings: Settings) -> tuple[Measurement, str | None]:
+    def measure(self, settings: Settings, plan: WindowPlan) -> tuple[Measurement, str | None]:
         """The measurement, and why it would be wrong to believe it (or None)."""
         probe = memory.memory_probe(self.device)
         began = time.perf_counter()
         _, build_peak = probe.watch(self._build)
-        probe.apart(self._open_data)
+        probe.apart(lambda: self._open_data(plan))
         build_s = time.perf_counter() - began
         parity, first_peak = self._parity(probe)
         held_before = growth.held(probe, self.steps_run)
-        fastest_s = self._warm_up()
-        warmup_steps = self.steps_run
-        compiled = compilation()
-        window, disturbances, wrong_window = self._time(settings, fastest_s)
-        if compilation() != compiled:
-            wrong_window = "a timed step was compiled"
-        waits_s, host_bytes = tuple(self.waits_s), memory.host_bytes()
+        warm = self._warm_up(plan)
+        window, disturbances, wrong_window = self._time(plan, settings.window_s, warm)
+        compiled, host_bytes, fetched = compilation(), memory.host_bytes(), self.fetched
         held_after = growth.held(probe, self.steps_run)
-        tokens = round(statistics.fmean(self.tokens))
         steady_peak, categories = self._steady_memory(probe)
         pause_s, counted = self._count()
         rates = [*zip(*parity.learning_rates, strict=True)]  # of each parameter group
@@ -172,9 +179,12 @@ class Subject:
         self.group.worst(0.0)  # none leaves while another still needs it
         measurement = Measurement(
             **dataclasses.asdict(window),
-            tokens=tokens,
+            batches=tuple(one.batch for one in fetched),
+            tokens=round(statistics.fmean(one.tokens for one in fetched)),
+            step_tokens=tuple(one.tokens for one in fetched),
             build_s=build_s,
-            warmup_steps=warmup_steps,
+            warmup_steps=self.warmup_steps,
+            steady=warm.steady,
             steps_run=self.steps_run,
             overhead_s=0.0,  # known to the launcher only
             losses=tuple(parity.losses),
@@ -193,7 +203,7 @@ class Subject:
             counters=counted,
             environment=environment(self.case, self.loop, self.site, self.group),
             disturbances=disturbances,
-            data_wait_s=waits_s,
+            data_wait_s=tuple(one.wait_s for one in fetched),
             epoch_pause_s=pause_s,
             host_bytes=host_bytes,
             growth_bytes_per_step=grown,
@@ -214,8 +224,9 @@ class Subject:
     def prepare(self) -> None:
         """Build and run the first steps for `block`, without a measurement."""
         probe = memory.memory_probe(self.device)
+        plan = first_plan(self.case, Settings())
         self._build()
-        self._open_data()
+        self._open_data(plan)
         self._parity(probe)
 
     def block(self, steps: int) -> Window:
@@ -244,9 +255,12 @@ class Subject:
         self.marks = Marks(self.device)
         self.marked_loop = marked(self.loop, self.marks)
 
-    def _open_data(self) -> None:
+    def _open_data(self, plan: WindowPlan) -> None:
         self.batches = Batches(
-            self.workload, self.site.plan, part=(self.place.rank, self.site.replicas)
+            self.workload,
+            self.site.plan,
+            part=(self.place.rank, self.site.replicas),
+            left_out=range(PARITY_STEPS, plan.first_batch - plan.warmup_steps),
         )
 
     def _next(self) -> HostBatch:
@@ -257,8 +271,9 @@ class Subject:
             raise StepbenchError(
                 f"no batch was left for step {self.steps_run}: an epoch must never end early"
             )
-        self.waits_s.append(time.perf_counter() - began)
-        self.tokens.append(self.workload.loss_terms(host[1]))
+        wait_s = time.perf_counter() - began
+        tokens = self.workload.loss_terms(host[1])
+        self.fetched.append(Fetched(self.batches.index, wait_s, tokens))
         return host
 
     def _step(self) -> None:
@@ -291,59 +306,43 @@ class Subject:
     def _require_even_terms(self) -> None:
         if self.site.replicas == 1 or self.workload.uneven_terms:
             return
-        for terms in self.tokens:
-            most, fewest = self.group.worst(terms), -self.group.worst(-terms)
+        for one in self.fetched:
+            most, fewest = self.group.worst(one.tokens), -self.group.worst(-one.tokens)
             if most != fewest:
                 raise StepbenchError(
                     f"{self.workload.name}: ranks' batches hold {fewest:g} to {most:g} loss terms "
                     "in one step; say so by Workload(uneven_terms=True)"
                 )
 
-    def _warm_up(self) -> float:
-        """Step until a step is no slower than the fastest so far; that one's seconds.
-
-        What workers loaded ahead during the slow first steps is used up before.
-        """
-        for _ in range(int(self.group.worst(self.batches.most_ahead))):
-            self._step()
-        fastest_s = float("inf")
-        for index in range(WARMUP_CAP):
-            synchronize(self.device)
-            began = time.perf_counter()
-            self._step()
-            synchronize(self.device)
-            took_s = self.group.worst(time.perf_counter() - began)
-            if index + 1 >= WARMUP_FLOOR and took_s <= STEADY * fastest_s:
-                return min(fastest_s, took_s)
-            fastest_s = min(fastest_s, took_s)
-        return fastest_s
+    def _warm_up(self, plan: WindowPlan) -> Warm:
+        clock = Clock(self.place.device) if self.device.type == "cuda" else None
+        ahead = int(self.group.worst(self.batches.most_ahead))
+        return warm_up(self._step, plan, self.group, clock, ahead=ahead)
 
     def _time(
-        self, settings: Settings, fastest_s: float
+        self, plan: WindowPlan, window_s: float, warm: Warm
     ) -> tuple[Window, tuple[str, ...], str | None]:
         """A right window, what disturbed it, and an objection if none was had.
 
         It is right where no step was skipped and all ranks' marks agree with their windows.
         """
         self.phase = "other"
-        wanted = int(settings.window_s / fastest_s)
-        # Workers deliver in turn: a window holds each of them twice.
+        fitting = max(plan.least_steps, int(window_s / warm.fastest_s))
+        steps = plan.most_steps if plan.agreed else min(plan.most_steps, fitting)
         workers = self.site.plan.loader.get("num_workers", 0)
-        least = max(settings.min_steps, 2 * workers)
-        steps = max(least, min(settings.max_steps, wanted))
         processes = self.group.host_processes
         tolerated = tolerated_cores(len(processes) * (max(1, self.threads) + workers))
         for _ in range(WINDOW_TRIES):
-            self.waits_s.clear()
-            self.tokens.clear()
+            self.fetched.clear()
+            self.warmup_steps = self.steps_run
             scale, load_before = self.loop.loss_scale(), HostLoad.read(processes)
             retries = self._allocation_retries()
             self.group.worst(0.0)  # all begin together
             began_s = time.monotonic()
-            window = time_steps(
+            window, samples = time_window(
                 self._step,
                 steps,
-                self.device,
+                self.group,
                 marks=self.marks,
                 marks_a_step=3 + 3 * self.site.plan.micro_batches,
             )
@@ -354,7 +353,13 @@ class Subject:
             if self.loop.loss_scale() < scale:
                 wrong = f"the loss scaler skipped a timed step {WINDOW_TRIES} times"
             if not self.group.worst(bool(wrong)):
-                return window, disturbances, None
+                break
+        if len(samples) < steps:
+            compiled = len(window.step_s) - len(samples)
+            wrong = f"{compiled} of {len(window.step_s)} timed steps were compiled"
+        elif not wrong:
+            window = window.of(samples)
+            self.fetched = [self.fetched[step] for step in samples]
         return window, disturbances, wrong
 
     def _allocation_retries(self) -> int:

@@ -219,7 +219,7 @@ def _against(key: str, old: Mapping[str, object], new: Mapping[str, object]) -> 
 
 
 def _figures(old: Sequence[Measurement], new: Sequence[Measurement], *, widened: bool) -> Figures:
-    times = [[stats.step_s(one, *old, *new) for one in side] for side in (old, new)]
+    times = [[stats.step_s(one) for one in side] for side in (old, new)]
     peaks = [[one.memory.steady_step.allocated_bytes for one in side] for side in (old, new)]
     alike = old[0].memory.method == new[0].memory.method
     return Figures(

@@ -233,7 +233,7 @@ def _medians(processes: Sequence[Measurement]) -> dict[str, Any]:
         "step_s": median(stats.step_s),
         "peak_bytes": median(lambda process: process.memory.steady_step.allocated_bytes),
         "working_bytes": median(lambda process: process.memory.working_bytes),
-        "tokens_per_s": median(lambda process: process.tokens / stats.step_s(process)),
+        "tokens_per_s": median(stats.items_per_s),
         "state_ratio": median(
             lambda one: one.memory.optimizer_bytes / max(1, one.memory.parameter_bytes)
         ),
@@ -261,7 +261,7 @@ def _trained_share(counters: Counters) -> float | None:
 
 
 def _budget(processes: Sequence[Measurement]) -> dict[str, float] | None:
-    """Seconds of the median step by part; their shares are means over rounds."""
+    """Seconds of the step by part; their shares are means over rounds."""
     if not all(process.parts_s for process in processes):
         return None
     step_s = statistics.median(map(stats.step_s, processes))

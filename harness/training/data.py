@@ -30,10 +30,12 @@ class Batches:
     """Global batches on the host, for ever: an iterator of (inputs, targets).
 
     Their order is a function of (seed, epoch) only, never of who loads them. `part` (index, of how
-    many) leaves the same share of each of them: a rank's.
+    many) leaves the same share of each of them: a rank's. `left_out` are batches that are never
+    loaded, by their index in that order, counted through the epochs.
 
     Attributes:
         epoch: number of the epoch that the last batch came from.
+        index: of the last batch, counted through the epochs.
         drawn: batches whose samples were handed out to be loaded.
         received: batches that arrived.
         most_ahead: the largest number of batches that were under way when one had arrived.
@@ -48,7 +50,9 @@ class Batches:
         *,
         part: tuple[int, int] = (0, 1),
         batches_an_epoch: int | None = None,
+        left_out: range = range(0),
     ):
+        self.left_out, self.index = left_out, -1
         self.epoch = self.drawn = self.received = self.most_ahead = 0
         self.loaded_by = os.getpid()
         dataset = _dataset(workload, batches_an_epoch)
@@ -60,7 +64,7 @@ class Batches:
         self.epoch_batches = len(batch_sampler)
         self._loader: DataLoader[Any] = DataLoader(
             _AtEpoch(dataset),
-            batch_sampler=_Counted(batch_sampler, part, self._draw),
+            batch_sampler=_Counted(batch_sampler, part, self._draw, self._kept),
             collate_fn=_Signed(workload.collate),
             **plan.loader,
         )
@@ -76,10 +80,19 @@ class Batches:
         self.drawn += 1
         return self.epoch
 
+    def _kept(self, place: int) -> bool:
+        """Whether the batch at that place of this epoch is loaded."""
+        return self.epoch * self.epoch_batches + place not in self.left_out
+
     def _forever(self) -> Iterator[HostBatch]:
         for self.epoch in count():
+            if not any(map(self._kept, range(self.epoch_batches))):
+                continue  # the loader is not asked: it would start its workers
             self._sampler.set_epoch(self.epoch)
-            for batch, loaded_by in self._loader:
+            places = filter(self._kept, range(self.epoch_batches))
+            # The loader comes first: asked for one more, it ends its workers.
+            for (batch, loaded_by), place in zip(self._loader, places, strict=False):
+                self.index = self.epoch * self.epoch_batches + place
                 self.loaded_by = loaded_by
                 self.received += 1
                 self.most_ahead = max(self.most_ahead, self.drawn - self.received)
@@ -93,16 +106,25 @@ def _as_pair(batch: Any) -> HostBatch:
 
 
 class _Counted:
-    """Part of a batch sampler that tells each draw, and learns the epoch that it belongs to."""
+    """Part of a batch sampler that tells each draw, and learns the epoch that it belongs to.
+
+    `kept` says of each place in the epoch whether its batch is wanted.
+    """
 
     def __init__(
-        self, batches: BatchSampler, part: tuple[int, int], draw: Callable[[], int]
+        self,
+        batches: BatchSampler,
+        part: tuple[int, int],
+        draw: Callable[[], int],
+        kept: Callable[[int], bool],
     ) -> None:
-        self.batches, self.draw = batches, draw
+        self.batches, self.draw, self.kept = batches, draw, kept
         self.part, self.parts = part
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for indices in self.batches:
+        for place, indices in enumerate(self.batches):
+            if not self.kept(place):
+                continue
             size = len(indices) // self.parts
             epoch = self.draw()
             mine = indices[self.part * size : (self.part + 1) * size]

@@ -12,8 +12,11 @@ import torch
 from torch import nn
 
 from harness.core import Case
+from harness.measuring import window, worker
 from harness.measuring.caches import cold_caches
 from harness.measuring.measure import measure
+from harness.measuring.probes import timing
+from harness.measuring.ranks import Group, Place
 from harness.measuring.settings import Settings
 from harness.training.techniques import compiling, find, parse, plan_of, refused, unsupported
 from harness.training.types import Site
@@ -113,19 +116,53 @@ def test_a_workload_that_compiles_itself_is_no_baseline(measured):
     assert "compiles its own model; hand over the plain one" in record.outcome.reason
 
 
-def test_a_compilation_in_the_window_is_no_step(measured, quickly, monkeypatch):
-    from harness.measuring import worker
+def test_a_step_that_compiles_in_the_window_is_no_sample(measured, quickly, monkeypatch):
+    """After 8 steps of parity and 2 of warm-up, the third of the window has longer samples."""
+    monkeypatch.setattr(window, "_timed", lambda step, device: step() or 0.1)
+    record = measured("compile", "tests.training.own_workloads:longer_from_batch_12")
+    one = ok(record)
+    assert one.batches == (10, 11, 13)
+    assert record.rounds[0].baseline.batches == (10, 11, 12)
+    assert len(one.step_s) == len(one.parts_s["forward"]) == len(one.step_tokens) == 3
+    assert sum(one.step_s) == pytest.approx(one.window_s, rel=0.01)
+    assert one.compilation.recompiles > 0
 
-    real = worker.Subject._time
 
-    def forgetful(self, *arguments):
-        torch._dynamo.reset()
-        return real(self, *arguments)
+@pytest.mark.parametrize(
+    ("compiles", "ran", "samples"),
+    [
+        ((), 3, [0, 1, 2]),
+        ((1,), 4, [0, 2, 3]),
+        ((0, 2, 4), 6, [1, 3, 5]),
+        (range(9), 6, []),
+    ],
+)
+def test_as_many_steps_are_timed_as_compiled(monkeypatch, compiles, ran, samples):
+    """What dynamo has spent grows in these steps."""
+    steps, spent_s = iter(range(9)), [0.0]
+    monkeypatch.setattr(window, "compile_s", lambda: spent_s[0])
 
-    monkeypatch.setattr(worker.Subject, "_time", forgetful)
-    record = measured("compile")
-    assert record.outcome.kind == "invalid"
-    assert record.outcome.reason == "a timed step was compiled"
+    def step():
+        spent_s[0] += next(steps) in compiles
+
+    cpu = torch.device("cpu")
+    alone = Group(Place(), cpu, 60.0, host_tensors=False)
+    told, kept = window.time_window(step, 3, alone, marks=timing.Marks(cpu), marks_a_step=0)
+    assert (len(told.step_s), kept) == (ran, samples)
+    assert len(told.cpu_s) == ran
+    assert told.window_s == pytest.approx(sum(told.step_s), abs=1e-3)
+
+
+def test_steps_that_compile_again_and_again_are_no_window(measured, quickly, monkeypatch):
+    def timed(step, steps, *arguments, **marks):
+        ran, _ = time_window(step, steps, *arguments, **marks)
+        return ran, []
+
+    time_window = worker.time_window
+    monkeypatch.setattr(worker, "time_window", timed)
+    outcome = measured("compile").outcome
+    assert outcome.kind == "failed"  # its baseline
+    assert "3 of 3 timed steps were compiled" in outcome.reason
 
 
 @pytest.mark.parametrize(

@@ -158,9 +158,9 @@ def test_a_rank_that_leaves_before_the_others(monkeypatch, outcome_of):
     class Left(Exception):
         pass
 
-    def measure_or_leave(self, settings):
+    def measure_or_leave(self, *arguments):
         try:
-            return measure_all(self, settings)
+            return measure_all(self, *arguments)
         except Left:
             self.window_at = (0.0, 1.0)
             return measurement(), None

@@ -12,7 +12,7 @@ from harness.report import formats, tables
 from harness.stats import Estimate
 from tests.synthetic import MACHINE, MIB, WORKLOAD, case, measurement, record, run, run_file
 
-BASELINE = measurement([0.1, 0.1, 0.3])
+BASELINE = measurement([0.1, 0.1])
 FASTER = measurement([0.05], peak_bytes=75 * MIB, losses=[5.0, 4.004])
 OOM = Outcome(kind="oom", phase="backward", reason="2 GiB asked for, 1 GiB free")
 UNSUPPORTED = Outcome(kind="unsupported", reason="no tensor cores")
@@ -235,6 +235,7 @@ def test_calibration_says_how_fast_the_machine_was_and_how_much_it_wandered():
 def test_what_each_rank_holds_and_exchanges():
     told = replace(
         BASELINE,
+        tokens=2000,
         communication=Communication(step_s=0.2, running_s=0.1, exposed_s=0.05),
         counters=replace(
             BASELINE.counters,

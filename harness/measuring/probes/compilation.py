@@ -35,11 +35,16 @@ def compilation() -> Compilation | None:
         if not str(one.compile_id).endswith("/0")
     }
     return Compilation(
-        compile_s=dynamo.calculate_time_spent().get("total_wall_time", 0.0),
+        compile_s=compile_s(),
         graphs=graphs,
         graph_breaks=sum(dynamo.counters["graph_break"].values()),
         recompiles=len(again),
     )
+
+
+def compile_s() -> float:
+    """Seconds that went into compiling so far."""
+    return float(dynamo.calculate_time_spent().get("total_wall_time", 0.0))
 
 
 def calls(step: Callable[[], None]) -> dict[str, int]:

@@ -20,6 +20,10 @@ import pynvml
 from harness.observed import DeviceState
 
 INTERVAL_S = 0.2
+# A clock is at rest when it has stayed within this share of itself for so long.
+AT_REST, REST_S = 0.02, 1.0
+# Readings of it are so far apart at least: each asks the driver.
+LOOK_S = 0.05
 # NVML's bits for why a clock is held down. A power cap is how a GPU runs when it is busy; these
 # mean that it is slower than it would be on another day.
 SLOWDOWNS = {
@@ -105,6 +109,33 @@ class DeviceSampler:
             ),
             foreign_processes=_foreign(samples, own),
         )
+
+
+class Clock:
+    """The clock of a GPU's processors, looked at between the steps of a warm-up."""
+
+    def __init__(self, device: int) -> None:
+        self._sampler = DeviceSampler(device)
+
+    def at_rest(self) -> bool:
+        """Look at it, and say whether it rests (`at_rest`)."""
+        seen = self._sampler.samples
+        if not seen or time.monotonic() - seen[-1].at_s >= LOOK_S:
+            self._sampler.sample()
+        return at_rest([(one.at_s, one.clock_mhz) for one in seen])
+
+
+def at_rest(readings: Sequence[tuple[float, int | None]]) -> bool:
+    """Whether a clock stayed within 2% over the last second of these (seconds, MHz).
+
+    It does not before there is a second of them; one that the driver does not tell rests always.
+    """
+    known = [(at_s, mhz) for at_s, mhz in readings if mhz is not None]
+    if not known:
+        return True
+    since_s = known[-1][0] - REST_S
+    last = [mhz for at_s, mhz in known if at_s >= since_s]
+    return known[0][0] <= since_s and max(last) - min(last) <= AT_REST * max(last)
 
 
 def disturbances(state: DeviceState | None) -> tuple[str, ...]:

@@ -48,6 +48,30 @@ class Window:
             return f"the steps sum to {total:.4f} s but the window took {self.window_s:.4f} s"
         return None
 
+    def followed_by(self, later: Window) -> Window:
+        """Both as one."""
+        return Window(
+            step_s=self.step_s + later.step_s,
+            cpu_s=self.cpu_s + later.cpu_s,
+            window_s=self.window_s + later.window_s,
+            parts_s={part: one + later.parts_s[part] for part, one in self.parts_s.items()},
+            delay_s=self.delay_s + later.delay_s,
+        )
+
+    def of(self, steps: Sequence[int]) -> Window:
+        """These steps of it only."""
+
+        def kept(values: Sequence[float]) -> tuple[float, ...]:
+            return tuple(values[step] for step in steps) if values else ()
+
+        return Window(
+            step_s=kept(self.step_s),
+            cpu_s=kept(self.cpu_s),
+            window_s=self.window_s - sum(self.step_s) + sum(kept(self.step_s)),
+            parts_s={part: kept(one) for part, one in self.parts_s.items()},
+            delay_s=kept(self.delay_s),
+        )
+
 
 class HostMark:
     """The host's clock, read like a CUDA event (milliseconds)."""
@@ -146,8 +170,8 @@ def time_steps(
     try:
         marks.begin(1 + steps * (1 + marks_a_step))
         synchronize(device)
-        began = time.perf_counter()
         cpu[0], delays[0] = time.process_time_ns(), delay.read_ns() or 0
+        began = time.perf_counter()  # right beside the mark: others may run at any system call
         marks.mark(None)
         for index in range(1, steps + 1):
             step()
