@@ -19,6 +19,7 @@ from typing import Any
 from harness.core import Case, StepbenchError
 from harness.judging.gate import SETTINGS
 from harness.judging.pairs import PairFailed, Ring, method_for, order_of
+from harness.judging.rule import PAIRS_A_START
 from harness.measuring.sweep import claimed_machine
 from harness.selfcheck.journal import add, opened, read
 from harness.store import now
@@ -26,8 +27,6 @@ from harness.training.techniques import parse
 from harness.training.workloads import canonical, default
 from harness.verdicts import Pair, Side
 
-# What one ring forks shares a layout of addresses: pairs come from several.
-PAIRS_A_RING = 6
 OUT_OF_TIME = 3
 
 
@@ -37,12 +36,14 @@ def measure(file: Path, case: Case, machine: Mapping[str, Any], wanted: int, unt
     Raises:
         PairFailed: one of the processes gave no number.
     """
-    side = Side(case=case)
-    while (missing := wanted - len(read(file))) > 0:
-        with Ring(side, side, machine, SETTINGS) as ring:
-            one = ring.measurement("reference")
-            method = method_for(one, one, ranks=case.ranks, machine=machine)
-            for index in range(min(missing, PAIRS_A_RING)):
+    side, method = Side(case=case), None
+    while (known := len(read(file))) < wanted:
+        begins = order_of(known // PAIRS_A_START)
+        with Ring(side, side, machine, SETTINGS, begins) as ring:
+            if method is None:
+                one = ring.measurement("reference")
+                method = method_for(one, one, ranks=case.ranks, machine=machine)
+            for index in range(known, min(wanted, known + PAIRS_A_START)):
                 if time.monotonic() > until_s:
                     return OUT_OF_TIME
                 add(file, {"at": now(), "pair": ring.pair(method, order_of(index)).to_json()})

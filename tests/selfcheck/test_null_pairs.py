@@ -16,7 +16,7 @@ from tests.synthetic import MACHINE
 PAIR = Pair(
     method="ping-pong",
     order="reference first",
-    summary="median",
+    device="cuda",
     reference=(Block(step_s=(0.1,), cpu_s=(0.1,)),),
     candidate=(Block(step_s=(0.1,), cpu_s=(0.1,)),),
     stolen_share=0.0,
@@ -45,7 +45,8 @@ def test_the_spread_of_equal_sides_by_hand():
         [PAIR, slower, replace(PAIR, disturbances=("busy",))]
     ).splitlines()
     assert head == "3 pairs of equal sides, 1 of them disturbed"
-    assert lines == ["step_s: median +0.00%, standard deviation 0.94%, largest 2.00%"]
+    spread = "median +0.00%, standard deviation 0.94%, largest 2.00%"
+    assert lines == [f"wall_total: {spread}", f"wall_median: {spread}"]
 
 
 def test_another_machine_s_pairs_are_not_added_to(tmp_path):
