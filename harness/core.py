@@ -16,6 +16,9 @@ from harness.observed import Measurement
 # The ruler's version. Raise it whenever a change makes the same case give another number.
 MEASURE_VERSION = 3
 
+# Characters: two lines of a terminal.
+LONGEST_REASON = 200
+
 OutcomeKind = Literal["ok", "oom", "unsupported", "invalid", "failed"]
 Phase = Literal["build", "data", "forward", "backward", "update", "warm-up", "other"]
 
@@ -94,13 +97,21 @@ class Outcome(Jsonable):
     """How a case ended. `reason` is one line and always there unless the case is `ok`.
 
     The reason of an `ok` case says what its number does not mean. `traceback` is that of the error,
-    outermost call first, where there was one.
+    outermost call first, where there was one. A reason of more than two lines of a terminal is cut,
+    and stands as a whole at the traceback's end.
     """
 
     kind: OutcomeKind
     reason: str | None = None
     phase: Phase | None = None
     traceback: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.reason is None or len(self.reason) <= LONGEST_REASON:
+            return
+        whole = "\n".join(filter(None, (self.traceback, self.reason)))
+        object.__setattr__(self, "traceback", whole)
+        object.__setattr__(self, "reason", f"{self.reason[: LONGEST_REASON - 2]} …")
 
     @property
     def ok(self) -> bool:

@@ -38,6 +38,8 @@ class Counters(Jsonable):
             the backward pass needs them or the code keeps them (parameters and inputs not
             counted); the largest micro-batch.
         blocks: repeated blocks in the model.
+        forward_blocks, backward_blocks: index of every block that ran forward, and of every one
+            whose output was given a gradient, in order; as often as they did.
         recomputed_blocks: index of every block whose forward ran again during backward, in order.
         recomputed_flops: floating-point operations of recomputed products.
         recomputed_products: matrix products, convolutions and attention that ran during a
@@ -52,11 +54,11 @@ class Counters(Jsonable):
         replicas: devices that products ran on in this process: several under DataParallel.
         group_ranks: ranks of the process group; 0 where there is none.
         bucketed_gradients: gradients that lie in one storage with others, as in DDP's buckets.
-        bucket_view, static_graph: what DDP's reducer says of itself: whether gradients lie in its
-            buckets, and whether it takes the graph for one that never changes.
+        bucket_view, static_graph, finds_unused: what DDP's reducer says of itself: whether
+            gradients lie in its buckets, whether it takes the graph for one that never changes, and
+            whether it looks for parameters without a gradient.
         sharded_parameters: parameters of which this rank holds a shard.
         trained_bytes: of all parameters that had a gradient, whole ones where they are sharded.
-        trained_blocks: blocks that hold any that are trained.
         collective_calls: collectives of this rank by kind, `{"all_reduce": 2}`.
         collective_bytes: their payload by kind, each the size of the whole tensor: what an
             all-reduce works on, what an all-gather yields, what a reduce-scatter is given.
@@ -68,6 +70,7 @@ class Counters(Jsonable):
         large_elements: those of them again in tensors that 8-bit optimizers take: of 4096 elements
             or more, in whole blocks of 256.
         gradient_elements: elements that this rank holds of all gradients.
+        sparse_gradients: parameters whose gradient is sparse.
         frozen_gradients: parameters that are not trained and had a gradient all the same.
         host_state_elements: elements of its optimizer's state in host memory, where the loop
             computes elsewhere.
@@ -111,9 +114,11 @@ class Counters(Jsonable):
     bucketed_gradients: int = 0
     bucket_view: bool = False
     static_graph: bool = False
+    finds_unused: bool = False
     sharded_parameters: int = 0
     trained_bytes: int = 0
-    trained_blocks: int = 0
+    forward_blocks: tuple[int, ...] = ()
+    backward_blocks: tuple[int, ...] = ()
     collective_calls: Mapping[str, int] = field(default_factory=dict)
     collective_bytes: Mapping[str, int] = field(default_factory=dict)
     threads: int = 0
@@ -123,6 +128,7 @@ class Counters(Jsonable):
     updated_elements: int = 0
     large_elements: int = 0
     gradient_elements: int = 0
+    sparse_gradients: int = 0
     frozen_gradients: int = 0
     host_state_elements: int = 0
     saved_host_bytes: int = 0

@@ -136,7 +136,7 @@ def _baseline_process(case: Case, settings: Settings, plan: WindowPlan, device: 
         if case == case.baseline:
             raise
         raise Stopped(
-            Outcome(kind="failed", reason=f"its baseline gave no number: {stopped.outcome}")
+            _failed(f"its baseline gave no number: {stopped.outcome}", stopped.outcome)
         ) from stopped
 
 
@@ -212,7 +212,8 @@ def _reference(case: Case, workload: Workload) -> Case:
     """
     names = dict(other_mathematics(workload, case.combination).techniques)
     if plan_of(combine(names.values())).distributed:
-        names["parallel"] = "ddp"
+        # Which takes parameters without a gradient as sharding does.
+        names["parallel"] = "ddp" if names["parallel"] == "ddp" else "ddp-unused"
     elif case.batch_factor > 1:
         names["accumulation"] = f"accum{case.batch_factor}"
     combination = combine(names.values())
@@ -225,4 +226,8 @@ def _reference_process(case: Case, settings: Settings, device: str) -> Measureme
         return _process(case, settings, first_plan(case, settings), device)
     except Stopped as stopped:
         reason = f"what its loss is held against gave no number: {case.chosen} {stopped.outcome}"
-        raise Stopped(Outcome(kind="failed", reason=reason)) from stopped
+        raise Stopped(_failed(reason, stopped.outcome)) from stopped
+
+
+def _failed(reason: str, because: Outcome) -> Outcome:
+    return Outcome(kind="failed", reason=reason, traceback=because.traceback)

@@ -6,7 +6,7 @@ import traceback
 
 import torch
 
-from harness.core import Outcome, Phase
+from harness.core import Outcome, OutcomeKind, Phase
 from harness.measuring.launch import brief_traceback, one_line
 
 # What torch raises as a plain RuntimeError: its CPU allocator, the driver, cuBLAS and cuDNN. Its
@@ -22,15 +22,34 @@ OUT_OF_MEMORY = (
     "Cuda failure 2 'out of memory'",  # NCCL's
 )
 
+# What torch says in its own words, by how the case ends and what a person can do.
+KNOWN: dict[str, tuple[OutcomeKind, str]] = {
+    "finished reduction in the prior iteration": (
+        "failed",
+        "some parameters got no gradient in a step, which ddp waits for: choose ddp-unused",
+    ),
+    **dict.fromkeys(
+        (
+            "does not support sparse gradients",
+            "Sparse gradient is not supported",  # torchao's
+            "from the 'SparseCPU' backend",
+            "from the 'SparseCUDA' backend",
+        ),
+        ("unsupported", "it takes no sparse gradients: make embeddings with sparse=False"),
+    ),
+}
+
 
 def outcome_of(error: Exception, phase: Phase) -> Outcome:
     """`oom` or `failed`, with the part of the step that raised, or else the phase given."""
     out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and any(one in str(error) for one in OUT_OF_MEMORY)
     )
+    known = (told for words, told in KNOWN.items() if words in str(error))
+    kind, reason = next(known, ("oom" if out_of_memory else "failed", one_line(error)))
     return Outcome(
-        kind="oom" if out_of_memory else "failed",
-        reason=one_line(error),
+        kind=kind,
+        reason=reason,
         phase=_phase_of(error) or phase,
         traceback=brief_traceback(error),
     )

@@ -32,7 +32,7 @@ def _not_all(counters: Counters, kind: str) -> str | None:
 
 
 def proof_replicated(
-    *, bucket_view: bool = False, static_graph: bool = False
+    *, bucket_view: bool = False, static_graph: bool = False, finds_unused: bool = False
 ) -> Callable[[Counters, Plan], str | None]:
     """DDP reduces every gradient once a step, in its buckets or beside them."""
 
@@ -41,6 +41,10 @@ def proof_replicated(
             return f"gradients lay {'in' if counters.bucket_view else 'beside'} DDP's buckets"
         if counters.static_graph != static_graph:
             return f"its graph was {'taken' if counters.static_graph else 'not taken'} for static"
+        if counters.finds_unused != finds_unused:
+            return (
+                f"it {'looked' if counters.finds_unused else 'did not look'} for unused parameters"
+            )
         return _reduced(counters, plan)
 
     return proof
@@ -69,10 +73,11 @@ def proof_fsdp(*, reshard: bool) -> Callable[[Counters, Plan], str | None]:
         if counters.group_ranks == 1:  # nothing to gather from
             return None
         gathered = counters.collective_calls.get("all_gather", 0)
-        # Frozen blocks before the first trained one are not in the backward pass; the root is a
-        # group too where it has parameters of its own.
-        groups, trained = max(1, counters.blocks), max(1, counters.trained_blocks)
-        least = plan.micro_batches * (groups + trained) if reshard else groups
+        # Blocks that did not run were not needed, nor in backward frozen ones before the first
+        # trained one; the root is a group too where it has parameters of its own.
+        forward, backward = counters.forward_blocks, counters.backward_blocks
+        every_time = (len(forward) + len(backward)) or 2 * plan.micro_batches
+        least = every_time if reshard else max(1, len(set(forward)))
         most = None if reshard else counters.blocks + 1
         if gathered < least or (most is not None and gathered > most):
             return f"{gathered} all-gathers ran in a step, not {least} to {most or 'more'}"

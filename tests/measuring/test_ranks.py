@@ -192,7 +192,7 @@ def test_sharding_is_judged_against_ddp_where_ranks_are_other_mathematics(
 ):
     record = on_ranks(name, 2, "cnn-tiny")
     ok(record)
-    assert record.outcome.reason == "loss judged against ddp on 2 ranks"
+    assert record.outcome.reason == "loss judged against ddp-unused on 2 ranks"
     real = worker.build
 
     def reseeded(workload, combination, *arguments, **place):
@@ -202,7 +202,7 @@ def test_sharding_is_judged_against_ddp_where_ranks_are_other_mathematics(
     monkeypatch.setattr(worker, "build", reseeded)
     outcome = on_ranks(name, 2, "cnn-tiny").outcome
     assert outcome.kind == "invalid"
-    assert "differs from ddp on 2 ranks's by" in outcome.reason
+    assert "differs from ddp-unused on 2 ranks's by" in outcome.reason
 
 
 def test_counts_repeat_in_many_processes(machine):

@@ -25,8 +25,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from harness.measuring.probes.blocks import block_passes, recomputing
 from harness.measuring.probes.elements import gradients
-from harness.measuring.probes.memory import local, plain_tensors
+from harness.measuring.probes.memory import entries, local, plain_tensors
 from harness.measuring.probes.parity import whole_norm
 from harness.measuring.probes.rounding import Rounding
 from harness.observed import Counters
@@ -77,7 +78,7 @@ def count(loop: Loop, step: Callable[[Loop], None], **known: Any) -> Counters:
     before, scale = _checksums(loop.model), loop.loss_scale()
     with ExitStack() as stack:
         applied = stack.enter_context(_applied(loop))
-        recomputed = stack.enter_context(_recomputed(loop.blocks))
+        passes = stack.enter_context(block_passes(loop.blocks))
         stack.enter_context(_backward_roots(lambda root: scales.append(_over(root, losses[-1]))))
         stack.enter_context(operators)
         step(replace(loop, forward=forward, update=update))
@@ -98,7 +99,9 @@ def count(loop: Loop, step: Callable[[Loop], None], **known: Any) -> Counters:
         applied_norm=next((norm for norm, _ in applied if _is_finite(norm)), None),
         zero_gradients=next((zeros for _, zeros in applied), 0.0),
         blocks=len(loop.blocks),
-        recomputed_blocks=tuple(recomputed),
+        forward_blocks=tuple(passes.forward),
+        backward_blocks=tuple(passes.backward),
+        recomputed_blocks=tuple(passes.recomputed),
         recomputed_products=operators.recomputed_products,
         recomputed_flops=operators.recomputed_flops,
         loss_scale=max(scales, default=0.0),
@@ -106,19 +109,11 @@ def count(loop: Loop, step: Callable[[Loop], None], **known: Any) -> Counters:
         group_ranks=dist.get_world_size() if dist.is_initialized() else 0,
         **_reducer(loop.model),
         sharded_parameters=sum(isinstance(p, DTensor) for p in loop.model.parameters()),
-        trained_blocks=sum(
-            any(p.requires_grad for p in block.parameters()) for block in loop.blocks
-        ),
         collective_calls=dict(operators.collective_calls),
         collective_bytes=dict(operators.collective_bytes),
         **held,
         **known,
     )
-
-
-def recomputing() -> bool:
-    """Whether a forward runs inside autograd's engine, which itself works without gradients."""
-    return bool(torch._C._current_graph_task_id() != -1) and torch.is_grad_enabled()
 
 
 class _Operators(TorchDispatchMode):
@@ -159,18 +154,15 @@ class _Operators(TorchDispatchMode):
     @staticmethod
     def _note_made(made: dict[int, Any], given: Any, result: Any) -> None:
         """Note the storages of a result, unless it is a view of a parameter or an input."""
-        foreign = {
-            leaf.untyped_storage()._cdata for leaf in tree_leaves(given) if isinstance(leaf, Tensor)
-        } - made.keys()
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                storage = leaf.untyped_storage()
-                if storage._cdata not in foreign:
-                    made[storage._cdata] = (
-                        StorageWeakRef(storage),
-                        storage.nbytes(),
-                        storage.device.type,
-                    )
+        foreign = {part.untyped_storage()._cdata for part in _parts(given)} - made.keys()
+        for part in _parts(result):
+            storage = part.untyped_storage()
+            if storage._cdata not in foreign:
+                made[storage._cdata] = (
+                    StorageWeakRef(storage),
+                    storage.nbytes(),
+                    storage.device.type,
+                )
 
     def _collective(self, func: Any, touched: Any) -> None:
         name = func._overloadpacket.__name__.lstrip("_")
@@ -232,38 +224,6 @@ class _Operators(TorchDispatchMode):
 
 
 @contextmanager
-def _recomputed(blocks: list[nn.Module]) -> Iterator[list[int]]:
-    """Collect the index of every block whose own forward runs during backward.
-
-    Watched in the classes that define those forwards: checkpointing calls them directly, where no
-    hook of the block is heard.
-    """
-    seen: list[int] = []
-    indices = {id(block): index for index, block in enumerate(blocks)}
-    running: set[int] = set()
-
-    def watched(forward: Callable[..., Any]) -> Callable[..., Any]:
-        def call(self: nn.Module, *arguments: Any, **named: Any) -> Any:
-            outermost = id(self) in indices and id(self) not in running
-            if outermost and recomputing():
-                seen.append(indices[id(self)])
-            running.add(id(self))
-            try:
-                return forward(self, *arguments, **named)
-            finally:
-                if outermost:
-                    running.discard(id(self))
-
-        return call
-
-    kinds = {kind for block in blocks for kind in type(block).__mro__ if "forward" in vars(kind)}
-    with ExitStack() as stack:
-        for kind in kinds - {nn.Module}:
-            stack.enter_context(patch.object(kind, "forward", watched(vars(kind)["forward"])))
-        yield seen
-
-
-@contextmanager
 def _backward_roots(seen: Callable[[Tensor], None]) -> Iterator[None]:
     """Tell the tensor that each backward pass starts from."""
     backward = torch.autograd.backward
@@ -296,7 +256,7 @@ def _applied(loop: Loop) -> Iterator[list[tuple[float, float]]]:
 
 
 def _bucketed(model: nn.Module) -> int:
-    gradients = (local(p.grad) for p in model.parameters() if p.grad is not None)
+    gradients = (local(entries(p.grad)) for p in model.parameters() if p.grad is not None)
     held = Counter(one.untyped_storage().data_ptr() for one in gradients)
     return sum(gradients for gradients in held.values() if gradients > 1)
 
@@ -309,6 +269,7 @@ def _reducer(model: nn.Module) -> dict[str, Any]:
     return {
         "bucket_view": bool(said.get("gradient_as_bucket_view")),
         "static_graph": bool(said.get("static_graph")),
+        "finds_unused": bool(said.get("find_unused_parameters")),
     }
 
 
@@ -323,7 +284,7 @@ def _is_finite(norm: float | None) -> bool:
 
 
 def _share_of_zeros(model: nn.Module) -> float:
-    gradients = [local(p.grad) for p in model.parameters() if p.grad is not None]
+    gradients = [local(entries(p.grad)) for p in model.parameters() if p.grad is not None]
     elements = sum(one.numel() for one in gradients)
     nonzero = sum(int(one.count_nonzero()) for one in gradients)
     return 1.0 - nonzero / elements if elements else 0.0
@@ -336,6 +297,13 @@ def _over(root: Tensor, loss: Tensor) -> float:
 def _checksums(model: nn.Module) -> list[float]:
     parameters = (local(p.detach()) for p in model.parameters() if p.requires_grad)
     return [float(one.double().sum()) for one in parameters]
+
+
+def _parts(nested: Any) -> Iterator[Tensor]:
+    """The tensors that hold storages, in what an operator was given or made."""
+    for leaf in tree_leaves(nested):
+        if isinstance(leaf, Tensor):
+            yield from plain_tensors(leaf) if leaf.is_sparse else (leaf,)
 
 
 def _is_side(part: Any) -> bool:

@@ -27,6 +27,7 @@ def gradients(loop: Loop) -> dict[str, int]:
     everywhere = [p for p in loop.model.parameters() if p.grad is not None]
     return {
         "updated_elements": sum(sizes),
+        "sparse_gradients": sum(p.grad.is_sparse for p in everywhere if p.grad is not None),
         "large_elements": sum(n for n in sizes if n >= LEAST_8_BIT and n % BLOCK == 0),
         "gradient_elements": sum(local(p).numel() for p in everywhere),
         "trained_bytes": sum(p.numel() * p.element_size() for p in everywhere),

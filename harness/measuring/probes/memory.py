@@ -157,14 +157,17 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def dense(gradient: Tensor) -> Tensor:
-    """A gradient in a layout that norms and counts are defined for, whatever layout it is in."""
-    return gradient.to_dense() if gradient.layout != torch.strided else gradient
+def entries(gradient: Tensor) -> Tensor:
+    """A gradient's entries, without those that a sparse one leaves out: norms are the same."""
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
 def plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
     """The tensors with storages of their own that a tensor is made of: codes and scales."""
     held: Any = local(tensor)
+    if held.is_sparse:
+        yield from (held._indices(), held._values())
+        return
     if not is_traceable_wrapper_subclass(held):
         yield held
         return

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from harness.measuring.probes.memory import dense
+from harness.measuring.probes.memory import entries
 from harness.training.data import HostBatch
 from harness.training.step import train_step
 from harness.training.types import Batch, Loop, Site
@@ -98,7 +98,7 @@ def _observed_step(loop: Loop, host: HostBatch, site: Site) -> tuple[float, floa
 
 def whole_norm(model: nn.Module) -> Tensor:
     """Norm of all gradients together, those of other ranks' shards included."""
-    gradients = [dense(p.grad) for p in model.parameters() if p.grad is not None]
+    gradients = [entries(p.grad) for p in model.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 

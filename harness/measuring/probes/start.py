@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from harness.measuring.probes.memory import dense, inner_optimizers, local
+from harness.measuring.probes.memory import entries, inner_optimizers, local
 from harness.training.types import Loop
 
 
@@ -58,8 +58,11 @@ class Start:
         sums = torch.zeros(2, 2, dtype=torch.float64)  # of whole tensors and of shards
         for parameter, gradient in self._gradients:
             part, kept = self._kept[id(parameter)]
-            slope = local(dense(gradient)).double().flatten()
-            change = (part.double() - kept.to(part.device).double()).flatten()
+            slope = local(entries(gradient)).double().flatten()
+            change = part.double() - kept.to(part.device).double()
+            if gradient.is_sparse:
+                change = change[tuple(gradient.coalesce().indices())]
+            change = change.flatten()
             sharded = int(isinstance(gradient, DTensor))
             sums[sharded] += torch.stack([change.dot(slope), slope.dot(slope)]).cpu()
         if any(isinstance(gradient, DTensor) for _, gradient in self._gradients):

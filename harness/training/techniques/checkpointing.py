@@ -72,11 +72,17 @@ def _checkpointed(
 def _proof(
     segments: Callable[[int], list[range]], *, products_again: bool = True
 ) -> Callable[[Counters, Plan], str | None]:
-    """Backward meets the last segment first and recomputes each from its beginning."""
+    """Backward recomputes each segment from its beginning as it meets it.
+
+    Frozen blocks before what is trained, and blocks that did not run, it never meets.
+    """
 
     def proof(counters: Counters, plan: Plan) -> str | None:
-        one = [index for segment in reversed(segments(counters.blocks)) for index in segment]
-        expected = one * plan.micro_batches
+        last_of = {segment[-1]: segment for segment in segments(counters.blocks)}
+        met = [last_of[index] for index in counters.backward_blocks if index in last_of]
+        if last_of and not met:
+            raise Unsupported("backward meets no block that it would recompute: they are frozen")
+        expected = [index for segment in met for index in segment]
         seen = list(counters.recomputed_blocks)
         if seen != expected:
             return f"backward recomputed blocks {_brief(seen)}, not {_brief(expected)}"

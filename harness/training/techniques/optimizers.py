@@ -115,6 +115,11 @@ def _updated_by(copies: int, operator: str | None = None) -> Callable[[Counters,
     """`copies` of every trained element in the state, and an update by such operators."""
 
     def proof(counters: Counters, plan: Plan) -> str | None:
+        if counters.sparse_gradients:
+            raise Unsupported(
+                "torch's momentum of sparse gradients grows with every step: make embeddings with "
+                "sparse=False"
+            )
         kept, expected = sum(counters.state_elements.values()), copies * _updated(counters)
         if kept != expected:
             return f"the optimizer keeps {kept} elements, not {expected}"

@@ -22,6 +22,7 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.core import Case
@@ -90,6 +91,7 @@ def _ddp(name: str, about: str, **options: Any) -> Technique:
         proof=exchange.proof_replicated(
             bucket_view=options.get("gradient_as_bucket_view", False),
             static_graph=options.get("static_graph", False),
+            finds_unused=options.get("find_unused_parameters", False),
         ),
         refuses=_refuses_accumulation
         if options.get("static_graph")
@@ -134,6 +136,11 @@ def _sharded(
             "offload_policy": CPUOffloadPolicy(pin_memory=pinned) if offload else OffloadPolicy(),
         }
         blocks = site.workload.blocks(model)
+        if site.plan.autocast and any(isinstance(one, _BatchNorm) for one in model.modules()):
+            raise Unsupported(
+                "FSDP2 would give BatchNorm weights in 16 bits beside statistics in 32, which "
+                "torch does not take: choose ddp or zero1"
+            )
         # Backward needs the root's parameters first: gathering them twice would buy nothing, unless
         # they are all that there are.
         of_root = reshard_after_forward and not blocks
@@ -266,6 +273,7 @@ PARALLEL = Axis(
         "ddp",
         "ddp-bucket-view",
         "ddp-static",
+        "ddp-unused",
         "zero1",
         "zero2",
         "fsdp2",
@@ -298,6 +306,11 @@ PARALLEL = Axis(
             "ddp that is told its graph never changes; gradients lie in the buckets",
             gradient_as_bucket_view=True,
             static_graph=True,
+        ),
+        _ddp(
+            "ddp-unused",
+            "ddp that looks in every step for parameters without a gradient",
+            find_unused_parameters=True,
         ),
         replace(
             _ddp("zero1", "ddp whose optimizer state is sharded (ZeRO stage 1)"),
