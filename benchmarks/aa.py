@@ -1,14 +1,16 @@
 """How often is the gate wrong on this machine? Equal trees and planted slowdowns, measured.
 
 Not for ASV: `make aa` measures pairs of equal trees with their raw steps, and whole gates of equal
-trees and of planted slowdowns, on three workloads, on the machine as it is and beside one busy
-process a processor. It prints how often the rule was right (`aa_rates`). Every start's pairs and
-every gate are added to a file under results/aa/<machine>/ when they are there, so that the same
-command goes on after an interruption; larger numbers in its arguments add to what there is.
+trees and of planted slowdowns, on three workloads, on the machine as it is and beside busy
+processes. Quiet is where others kept less than a quarter of a processor busy. It prints how often
+the rule was right (`aa_rates`). Every start's pairs and every gate are added to a file under
+results/aa/<machine>/ when they are there, so that the same command goes on after an interruption;
+larger numbers in its arguments add to what there is.
 """
 
 import argparse
 import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,17 +21,17 @@ from typing import Any
 
 import torch
 
-from benchmarks.aa_rates import CONDITIONS, SHAPES, Shape, report, rounded
+from benchmarks.aa_rates import CONDITIONS, LEAST_PAIRS, SHAPES, Condition, Shape, report, rounded
 from harness.core import Case, StepbenchError
 from harness.judging.gate import SETTINGS, Session
 from harness.judging.pairs import Ring, order_of
 from harness.judging.rule import PAIRS_A_START
 from harness.judging.trees import Project, Tree
+from harness.measuring.probes.surroundings import FOREIGN_CORES
 from harness.measuring.sweep import claimed_machine
 from harness.selfcheck.journal import add, opened, read
 from harness.store import now
-from harness.training.workloads import canonical
-from harness.verdicts import Side
+from harness.verdicts import Pair, Side
 
 # Steps of about 2, 20 and 200 ms on the machine that this was written on.
 WORKLOADS = ("gpt-tiny", "cnn-tiny", "gpt-1m@batch=32")
@@ -95,38 +97,43 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 @contextmanager
-def condition(name: str) -> Iterator[None]:
-    """The machine as it is ("quiet"), or beside one busy process a processor ("crowded")."""
-    many = len(os.sched_getaffinity(0)) if name == "crowded" else 0
+def busy(many: int) -> Iterator[None]:
+    """The machine with so many processes beside what is measured that do nothing but compute."""
     spin = [sys.executable, "-c", "while True: pass"]
-    busy = [subprocess.Popen(spin) for _ in range(many)]
+    started = [subprocess.Popen(spin) for _ in range(many)]
     try:
         yield
     finally:
-        for one in busy:
+        for one in started:
             one.kill()
             one.wait()
 
 
-def measure_pairs(
-    file: Path, machine: dict[str, Any], conditions: Sequence[str], wanted: int
-) -> None:
-    """Add pairs of equal trees, a start of each workload in turn, until there are `wanted`."""
-    for name in conditions:
-        with condition(name):
-            while True:
-                known = [line["workload"] for line in read(file) if line["condition"] == name]
-                workload = min(WORKLOADS, key=known.count)
-                if (done := known.count(workload)) >= wanted:
-                    break
-                print(f"{workload}, {name}: {done} of {wanted} pairs", file=sys.stderr)
-                add_start(file, machine, workload, name, done)
+def condition_of(pairs: Sequence[Pair]) -> Condition:
+    """What the machine was like while the pairs were measured."""
+    foreign = statistics.fmean(one.foreign_cores for one in pairs)
+    return "quiet" if foreign < FOREIGN_CORES else "crowded"
 
 
-def add_start(
-    file: Path, machine: dict[str, Any], workload: str, condition: str, index: int
-) -> None:
+def measure_pairs(file: Path, machine: dict[str, Any], condition: Condition, wanted: int) -> None:
+    """Add pairs of equal trees, a start of each workload in turn, until there are `wanted`.
+
+    Raises:
+        StepbenchError: the machine was in the other condition all the time.
+    """
+    for _ in range(2 * wanted * len(WORKLOADS) // PAIRS_A_START):
+        known = [line["workload"] for line in read(file) if line["condition"] == condition]
+        workload = min(WORKLOADS, key=known.count)
+        if (done := known.count(workload)) >= wanted:
+            return
+        print(f"{workload}, {condition}: {done} of {wanted} pairs", file=sys.stderr)
+        add_start(file, machine, workload)
+    raise StepbenchError(f"too few pairs were measured on a {condition} machine; see --busy")
+
+
+def add_start(file: Path, machine: dict[str, Any], workload: str) -> None:
     """One start of both interpreters, and its pairs."""
+    index = PAIRS_A_START * sum(line["workload"] == workload for line in read(file))
     with trees(workload, 0, SHAPES["uniform"]) as (old, new):
         sides = (Side(case=CASE, tree=str(tree.folder)) for tree in (old, new))
         begins = order_of(index // PAIRS_A_START)
@@ -134,24 +141,20 @@ def add_start(
             pairs = [
                 ring.pair("ping-pong", order_of(index + more)) for more in range(PAIRS_A_START)
             ]
+    about = {"workload": workload, "condition": condition_of(pairs), "at": now()}
     for pair in pairs:
-        add(
-            file,
-            {"workload": workload, "condition": condition, "at": now(), "pair": rounded(pair)},
-        )
+        add(file, {**about, "pair": rounded(pair)})
 
 
-def run_gates(
-    file: Path, machine: dict[str, Any], name: str, percent: int, shape: str, wanted: int
-) -> None:
+def run_gates(file: Path, machine: dict[str, Any], percent: int, shape: str, wanted: int) -> None:
     """Run whole gates, time and counters, until there are `wanted` of this shape, by workload."""
-    kind = {"condition": name, "percent": percent, "shape": shape}
+    kind = {"percent": percent, "shape": shape}
     while True:
         known = [line["workload"] for line in read(file) if kind.items() <= line.items()]
         if len(known) >= wanted:
             return
         workload = min(WORKLOADS, key=known.count)
-        print(f"{workload}, {name}: {percent}% {shape}, {len(known)} of {wanted}", file=sys.stderr)
+        print(f"{workload}: {percent}% {shape}, {len(known)} of {wanted} gates", file=sys.stderr)
         with trees(workload, percent, SHAPES[shape]) as (old, new):
             session = Session(old, new, [CASE], machine)
             session.run()
@@ -159,6 +162,7 @@ def run_gates(
         if case.time is None:
             raise StepbenchError(f"a gate of {percent}% gave no pairs: {case.candidate}")
         told = {
+            "condition": condition_of([one.pair for one in case.time.pairs]),
             "verdict": case.time.verdict,
             "counters": len(case.differences),
             "figure": case.time.figure,
@@ -176,21 +180,27 @@ def main() -> int:
     parser.add_argument(
         "--planted", type=int, default=3, help="live gates of a planted 5%% a shape"
     )
-    parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=CONDITIONS)
+    parser.add_argument("--conditions", nargs="*", choices=CONDITIONS, default=CONDITIONS)
+    parser.add_argument(
+        "--busy",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="busy processes beside crowded pairs",
+    )
     parser.add_argument("--results", type=Path, default=Path("results/aa"))
     asked = parser.parse_args()
-    for workload in WORKLOADS:
-        canonical(workload)
+    if asked.pairs < LEAST_PAIRS:
+        raise StepbenchError(f"--pairs {asked.pairs}: there must be at least {LEAST_PAIRS}")
     machine = claimed_machine()
     folder = asked.results / machine["name"]
     pairs = opened(folder / "pairs.jsonl", machine)
     gates = opened(folder / "gates.jsonl", machine)
-    measure_pairs(pairs, machine, asked.conditions, asked.pairs)
     for name in asked.conditions:
-        with condition(name):
-            for shape in SHAPES:
-                run_gates(gates, machine, name, PLANTED_PERCENT, shape, asked.planted)
-            run_gates(gates, machine, name, 0, "uniform", asked.equal)
+        with busy(asked.busy if name == "crowded" else 0):
+            measure_pairs(pairs, machine, name, asked.pairs)
+    for shape in SHAPES:
+        run_gates(gates, machine, PLANTED_PERCENT, shape, asked.planted)
+    run_gates(gates, machine, 0, "uniform", asked.equal)
     text = report(machine, torch.__version__, read(pairs), read(gates))
     (folder / "README.md").write_text(text, encoding="utf-8")
     print(text)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from harness.core import Calibration, Outcome
+from harness.core import MEASURE_VERSION, Calibration, Outcome
 from harness.observed import Communication
 from harness.report import formats, tables
 from harness.stats import Estimate
@@ -48,7 +48,8 @@ def test_the_caption_says_what_was_measured_on_what_and_how():
     assert tables.terminal(file).splitlines()[:2] == [
         f"{WORKLOAD} on Test CPU (AVX2), 2 cores, 8 GiB, NVIDIA H200",
         "torch 2.13.0+cpu, 1-2 rounds, 5-20 steps a process, one thread a rank, no interval below "
-        "6 rounds, memory: test tensors, ruler 3, commit 0123456789 + edits, 2026-01-31 12:00 UTC",
+        f"6 rounds, memory: test tensors, ruler {MEASURE_VERSION}, commit 0123456789 + edits, "
+        "2026-01-31 12:00 UTC",
     ]
 
 
