@@ -8,6 +8,7 @@ from typing import Any
 
 from asv.benchmarks import Benchmarks
 from asv.commands import find, run
+from asv.graph import Graph
 from asv.machine import Machine
 
 from harness.history import checkout, configuration, publish
@@ -34,6 +35,7 @@ def setup() -> None:
     """Called by ASV once the plugin is imported."""
     Machine.hardcoded_machine_name = MachineName()
     Benchmarks.discover = classmethod(_sparing(Benchmarks.discover.__func__))
+    Graph.detect_steps = publish.exact(Graph.detect_steps)
     for command in (find, run):
         command.run_benchmarks = checkout.recorded(command.run_benchmarks)
 

@@ -36,7 +36,7 @@ CONFIGURATION = """\
 
     // Only step times are noisy; counts repeat exactly, bytes within a little.
     "regressions_thresholds": {
-        ".*measure_(flops|operators).*": 0.001,
+        ".*measure_(flops|operators).*": 1e-9,
         ".*measure_\\\\w+_bytes.*": 0.01
     }
 }

@@ -5,7 +5,7 @@ It works from a file with no network: plotly's script lies beside it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 
@@ -29,6 +29,7 @@ from harness.store import RunFile
 
 PAGE = "techniques.html"
 SCRIPT = "plotly.min.js"
+NO_POSITIONS: Mapping[str, int] = {}
 
 # Plots inside a closed <details> have no size until it opens; their text follows the page's colour.
 DOCUMENT = Template("""<!DOCTYPE html>
@@ -72,13 +73,16 @@ recolour();
 """)
 
 
-def write(files: Sequence[RunFile], folder: Path) -> Path:
+def write(
+    files: Sequence[RunFile], folder: Path, positions: Mapping[str, int] = NO_POSITIONS
+) -> Path:
     """Write the page of all `files` and plotly's script into `folder`, and return the page's path.
 
-    Runs stand by machine and workload, the newest open and the older ones folded below it.
-    OSError if the folder cannot be written.
+    Runs stand by machine and workload, that of the latest commit open and the others folded below
+    it. `positions` are commits' places in history; what has none comes after, by when it was
+    measured. OSError if the folder cannot be written.
     """
-    body = "\n".join(_section(history) for history in _histories(files))
+    body = "\n".join(_section(history) for history in _histories(files, positions))
     nothing = "<p>No records yet: <code>stepbench run</code> makes the first.</p>"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SCRIPT).write_text(get_plotlyjs(), encoding="utf-8")
@@ -87,10 +91,14 @@ def write(files: Sequence[RunFile], folder: Path) -> Path:
     return page
 
 
-def _histories(files: Sequence[RunFile]) -> list[list[Table]]:
-    """The tables of each machine and workload, newest first."""
+def _histories(files: Sequence[RunFile], positions: Mapping[str, int]) -> list[list[Table]]:
+    """The tables of each machine and workload, the latest commit's first."""
+
+    def place(file: RunFile) -> tuple[int, str, str]:
+        return positions.get(file.run.commit or "", -1), file.run.started_at, file.run.id
+
     histories: dict[tuple[str, str], list[Table]] = {}
-    for file in sorted(files, key=lambda file: (file.run.started_at, file.run.id), reverse=True):
+    for file in sorted(files, key=place, reverse=True):
         for table in tables(file):
             histories.setdefault((file.run.machine["name"], table.workload), []).append(table)
     return list(histories.values())

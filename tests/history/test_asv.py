@@ -291,6 +291,23 @@ def test_publish_lists_the_regression_and_works_offline(toy: Toy) -> None:
     assert (html / "techniques/techniques.html").is_file()
 
 
+def test_one_operator_more_in_a_thousand_is_pinned_on_its_commit(toy: Toy) -> None:
+    many = toy.commit("many", {SUBJECT: ("OPERATORS = 10\n", "OPERATORS = 1000\n")})
+    for number in range(2):
+        toy.commit(f"nothing {number}")
+    more = toy.commit("one more", {SUBJECT: ("OPERATORS = 1000", "OPERATORS = 1001")})
+    for number in range(2):
+        toy.commit(f"nothing more {number}")
+    toy.asv("run", "--quick", "-b", r"precision.*operators\('fp32'\)", "ALL")
+    html = publish(toy.folder)
+    [found] = json.loads((html / "regressions.json").read_text())["regressions"]
+    revisions = json.loads((html / "index.json").read_text())["revision_to_hash"]
+    assert [(revisions[str(at)], old, new) for _, at, old, new in found[-1]] == [
+        (many, 10, 1000),
+        (more, 1000, 1001),
+    ]
+
+
 def test_publish_needs_a_project(tmp_path: Path) -> None:
     with pytest.raises(StepbenchError, match=r"asv.conf.json does not exist"):
         publish(tmp_path)

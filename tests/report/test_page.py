@@ -149,6 +149,15 @@ def test_the_newest_run_is_open_and_older_ones_are_folded(tmp_path):
     assert text.index("2026-02-01") < text.index("<summary>") < text.index("2026-01-01")
 
 
+def test_runs_stand_by_commit_where_history_is_known(tmp_path):
+    late = small_run(run("a", started_at="2026-01-01T00:00:00+00:00", commit="late"))
+    early = small_run(run("b", started_at="2026-02-01T00:00:00+00:00", commit="early"))
+    gone = small_run(run("c", started_at="2026-03-01T00:00:00+00:00", commit="gone"))
+    written = page.write([gone, early, late], tmp_path, {"early": 3, "late": 7})
+    text = written.read_text(encoding="utf-8")
+    assert text.index("2026-01-01") < text.index("2026-02-01") < text.index("2026-03-01")
+
+
 def test_reasons_are_visible_without_a_pointer(tmp_path):
     text = page.write([small_run()], tmp_path).read_text(encoding="utf-8")
     assert "[1] no tensor cores" in "".join(Reader(text).words)
