@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asv.graph import Graph
 
 from harness.core import MEASURE_VERSION, StepbenchError
-from harness.history.publish import publish
+from harness.history.publish import exact, publish
 from tests.history.conftest import Toy, stored
 
 SUBJECT = "harness/training/subject.py"
@@ -306,6 +307,21 @@ def test_one_operator_more_in_a_thousand_is_pinned_on_its_commit(toy: Toy) -> No
         (many, 10, 1000),
         (more, 1000, 1001),
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("measure_operators", [(0, 5, 1000.0), (5, 10, 1001.0)]),
+        ("measure_step_s", [(0, 10, 1000.5)]),  # what scatters is ASV's to judge
+    ],
+)
+def test_every_change_of_a_count_is_a_step(name: str, found: list[Any]) -> None:
+    graph = Graph(f"precision.Precision.{name}", {})
+    for revision in range(10):
+        graph.add_data_point(revision, [1000.0 if revision < 5 else 1001.0])
+    exact(Graph.detect_steps)(graph)
+    assert [step[:3] for step in graph.get_steps()[0]] == found
 
 
 def test_publish_needs_a_project(tmp_path: Path) -> None:
