@@ -27,8 +27,8 @@ from harness.judging.gate import SETTINGS, Session
 from harness.judging.pairs import Ring, order_of
 from harness.judging.rule import PAIRS_A_START
 from harness.judging.trees import Project, Tree
-from harness.measuring.probes.surroundings import FOREIGN_CORES
 from harness.measuring.sweep import claimed_machine
+from harness.noise import FOREIGN_CORES
 from harness.selfcheck.journal import add, opened, read
 from harness.store import now
 from harness.verdicts import Pair, Side

@@ -1,17 +1,32 @@
-"""What is done about noise: the order of processes, and which disturbed measurements are replaced.
+"""What is noise, and what is done about it: thresholds, order, and which measurements are replaced.
 
-The same policy holds for the rounds of a case, the pairs of the gate and those of pytest's floors.
-Standard library and numpy only.
+One policy holds for the rounds of a case, the pairs of the gate and those of pytest's thresholds.
+Reading results needs it, so torch is not imported.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
+# A quiet 2-core machine stayed below both in every window; a busy neighbour takes a core.
+STOLEN_SHARE = 0.05
+FOREIGN_CORES = 0.25
+# Of the cores that a case leaves free, others may have this share: on a large host they then find
+# room beside it, and on 2 cores a case of one process bears no more than the above.
+FREE_SHARE = 0.25
 # A disturbed measurement is repeated, up to so many times the measurements that are wanted.
 MOST_MEASURED = 1.5
-# Where fewer of those that are wanted were undisturbed, they are too few to be a sample.
-LEAST_QUIET = 2 / 3
+
+Item = TypeVar("Item")
+
+
+def tolerated_cores(processes: int) -> float:
+    """How many processors others may keep busy beside so many busy processes of our own."""
+    free = max(0, len(os.sched_getaffinity(0)) - processes)
+    return max(FOREIGN_CORES, FREE_SHARE * free)
 
 
 def first_begins(index: int) -> bool:
@@ -24,17 +39,23 @@ def first_begins(index: int) -> bool:
 
 def most_measured(wanted: int) -> int:
     """How many measurements are made at most where `wanted` undisturbed ones are asked for."""
-    return int(MOST_MEASURED * wanted)
+    return math.ceil(MOST_MEASURED * wanted)
 
 
-def one_more(quiet: Any, measured: Any, wanted: int) -> Any:
+def one_more(quiet: Any, measured: Any, wanted: int, most: int | None = None) -> Any:
     """Whether to measure once more, with so many undisturbed ones of so many measured.
 
-    Numbers or numpy's arrays of them.
+    Numbers or numpy's arrays of them. `most` replaces what `most_measured` allows.
     """
-    return (quiet < wanted) & (measured < most_measured(wanted))
+    return (quiet < wanted) & (measured < (most_measured(wanted) if most is None else most))
 
 
 def enough_quiet(quiet: Any, wanted: int) -> Any:
-    """Whether so many undisturbed measurements can stand for the `wanted` ones."""
-    return quiet >= LEAST_QUIET * wanted
+    """Whether so many undisturbed measurements, two thirds, can stand for the `wanted` ones."""
+    return 3 * quiet >= 2 * wanted
+
+
+def representative(items: Sequence[Item], quiet: Callable[[Item], bool]) -> tuple[Item, ...]:
+    """The undisturbed ones where they are enough, else all: few of many are no better a sample."""
+    undisturbed = tuple(filter(quiet, items))
+    return undisturbed if enough_quiet(len(undisturbed), len(items)) else tuple(items)

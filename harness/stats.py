@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from harness.core import Record, Round
+from harness.noise import representative
 from harness.observed import Measurement
 from harness.periods import period, slow_steps
 
@@ -268,13 +269,11 @@ def parity_difference(baseline: Measurement, case: Measurement) -> float:
 def judged(record: Record) -> tuple[Round, ...]:
     """The rounds that figures come from: the undisturbed ones, where they are two thirds or more.
 
-    Else all: a few quiet rounds of many are no better a sample. Which side of a round was slower is
-    never looked at. Rounds that hold less than a period of their slow steps are left out wherever
-    others do hold one.
+    Which side of a round was slower is never looked at. Rounds that hold less than a period of
+    their slow steps are left out wherever others do hold one.
     """
     whole = tuple(one for one in record.rounds if not is_short(one)) or record.rounds
-    quiet = tuple(one for one in whole if not disturbed(one))
-    return quiet if 3 * len(quiet) >= 2 * len(whole) else whole
+    return representative(whole, lambda one: not disturbed(one))
 
 
 def is_short(one: Round) -> bool:

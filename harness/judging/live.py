@@ -15,8 +15,9 @@ from typing import Any
 from harness.core import MEASURE_VERSION, Case, Outcome, Record
 from harness.judging.floors import Speeds
 from harness.judging.measurer import Measurer
+from harness.noise import most_measured, one_more
 
-# Pairs measured when a stage ends; 6 are the fewest with an interval, the last is the cap.
+# Undisturbed pairs when a stage ends; 6 are the fewest with an interval, the last is the cap.
 STAGES = (6, 12, 20)
 
 
@@ -49,14 +50,14 @@ class Live:
         return Speeds(ratios=calm, disturbed=len(pairs) - len(calm), called="pair")
 
     def measure_more(self, case: Case) -> bool:
-        """Measure the next stage; False after the last, or where all of one was disturbed."""
+        """Measure what the next stage lacks; False after the last, or among too much noise."""
         pairs = self._pairs.setdefault(case, [])
-        stage = next((most for most in STAGES if most > len(pairs)), None)
-        if stage is None or (pairs and not self.speeds(case).ratios):
+        quiet = len(self.speeds(case).ratios)
+        stage = next((wanted for wanted in STAGES if wanted > quiet), None)
+        if stage is None or not one_more(quiet, len(pairs), stage):
             return False
-        answer = self._measurer.ask(
-            "pairs", self.record(case).to_json(), len(pairs), stage - len(pairs)
-        )
+        missing = min(stage - quiet, most_measured(stage) - len(pairs))
+        answer = self._measurer.ask("pairs", self.record(case).to_json(), len(pairs), missing)
         pairs += answer["pairs"]
         if answer["outcome"] is not None:
             outcome = Outcome.from_json(answer["outcome"])

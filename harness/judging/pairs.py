@@ -26,11 +26,11 @@ from harness.core import Case, Outcome
 from harness.judging.forge import Forge
 from harness.machine import device_type
 from harness.measuring.probes.device import DeviceSampler, disturbances
-from harness.measuring.probes.surroundings import HostLoad, free_cores
+from harness.measuring.probes.surroundings import HostLoad
 from harness.measuring.settings import Settings
 from harness.measuring.window import STEADY, WARMUP_CAP
 from harness.measuring.window_plan import WARMUP_FLOOR
-from harness.noise import first_begins
+from harness.noise import first_begins, tolerated_cores
 from harness.observed import Measurement
 from harness.verdicts import Block, Method, Order, Pair, Side
 
@@ -41,11 +41,6 @@ BLOCKS = 7
 BLOCK_S, LEAST_STEPS, MOST_STEPS = 0.15, 4, 33
 # Both processes' memory at once, with room for what the device keeps for itself.
 DEVICE_SHARE = 0.45
-
-# Cores by which others may exceed what a pair leaves free. On 2 cores a pair of equal sides had a
-# spread of 1.6% in wall time beside one busy neighbour and 26% beside more; of 1.7% and 2.8% in CPU
-# time.
-CROWDED = 0.1
 
 Role = Literal["reference", "candidate"]
 # Beyond a process' own deadline: its forge kills it and tells.
@@ -207,7 +202,7 @@ class Ring:
         after = HostLoad.read([os.getpid()])
         stolen, foreign = before.shares(after)
         known = all(block.delay_s for both in blocks.values() for block in both)
-        tolerated = math.inf if known else free_cores(busy) + CROWDED
+        tolerated = math.inf if known else tolerated_cores(busy)
         return Pair(
             method=method,
             order=order,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import count
 from typing import Any, Literal
 
 from harness.core import Case, Outcome, Record, Round
@@ -12,7 +13,7 @@ from harness.measuring.ranks import guilty, merged
 from harness.measuring.settings import Settings
 from harness.measuring.team import crowded, run_ranks, too_few_cores, too_few_devices
 from harness.measuring.window_plan import WindowPlan, first_plan
-from harness.noise import first_begins
+from harness.noise import first_begins, one_more
 from harness.observed import Measurement
 from harness.stats import disturbed, drift, is_short, parity_difference, step_s, with_period
 from harness.store import now
@@ -56,8 +57,9 @@ def measure(case: Case, settings: Settings, machine: Mapping[str, Any]) -> Recor
     rounds: tuple[Round, ...] = ()
     plan = first_plan(case, settings)
     most = settings.rounds + min(settings.rounds, settings.extra_rounds)
-    for index in range(most):
-        if sum(not disturbed(one) and not is_short(one) for one in rounds) >= settings.rounds:
+    for index in count():
+        quiet = sum(not disturbed(one) and not is_short(one) for one in rounds)
+        if not one_more(quiet, len(rounds), settings.rounds, most):
             break
         order: Literal["baseline first", "case first"] = (
             "baseline first" if first_begins(index) else "case first"

@@ -25,7 +25,7 @@ from harness.measuring.probes.elements import elements
 from harness.measuring.probes.loading import Boundary, epoch_boundary
 from harness.measuring.probes.parity import DRIFT_STEPS, SAME_PARAMETER_STEPS, Parity
 from harness.measuring.probes.start import Start
-from harness.measuring.probes.surroundings import HostLoad, tolerated_cores
+from harness.measuring.probes.surroundings import HostLoad
 from harness.measuring.probes.threads import ran_threads
 from harness.measuring.probes.timing import Marks, Window, marked, time_steps
 from harness.measuring.ranks import Group, Place
@@ -33,6 +33,7 @@ from harness.measuring.settings import Settings
 from harness.measuring.sources import wrong_tree
 from harness.measuring.window import Warm, time_window, warm_up
 from harness.measuring.window_plan import PARITY_STEPS, WindowPlan, first_plan
+from harness.noise import tolerated_cores
 from harness.observed import Communication, Counters, Measurement, Memory, Peak
 from harness.training.build import build
 from harness.training.data import Batches, HostBatch

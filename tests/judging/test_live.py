@@ -50,7 +50,7 @@ def judged(answers, **bounds):
         (Answers(2.0), "holds", [(0, 6)]),
         (Answers(1.0), "fails", [(0, 6)]),
         (Answers(1.4, 1.6), "inconclusive", [(0, 6), (6, 6), (12, 8)]),
-        (Answers(2.0, disturbances=["somebody"]), "inconclusive", [(0, 6)]),
+        (Answers(2.0, disturbances=["somebody"]), "inconclusive", [(0, 6), (6, 3)]),
         (Answers(2.0, ends=OOM), "fails", [(0, 6)]),
     ],
 )

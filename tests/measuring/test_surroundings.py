@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from harness import noise
 from harness.measuring.launch import in_child
-from harness.measuring.probes import surroundings
 from harness.measuring.probes.surroundings import HostLoad
 
 
@@ -41,15 +41,15 @@ def test_disturbances_by_hand(later, told):
 def test_others_may_use_a_quarter_of_what_a_case_leaves_free(
     monkeypatch, cores, processes, tolerated
 ):
-    monkeypatch.setattr(surroundings.os, "sched_getaffinity", lambda _: set(range(cores)))
-    assert surroundings.tolerated_cores(processes) == tolerated
+    monkeypatch.setattr(noise.os, "sched_getaffinity", lambda _: set(range(cores)))
+    assert noise.tolerated_cores(processes) == tolerated
 
 
 @pytest.mark.parametrize(("foreign_cores", "many"), [(2.0, 0), (20.0, 1)])
 def test_a_large_host_has_room_for_others(monkeypatch, foreign_cores, many):
-    monkeypatch.setattr(surroundings.os, "sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr(noise.os, "sched_getaffinity", lambda _: set(range(64)))
     later = load(at_s=101.0, busy_s=51.0 + foreign_cores, own_s=6.0)
-    assert len(load().disturbances(later, surroundings.tolerated_cores(1))) == many
+    assert len(load().disturbances(later, noise.tolerated_cores(1))) == many
 
 
 def busy():
@@ -60,7 +60,7 @@ def test_a_busy_neighbour_is_noticed():
     def watch():
         before = HostLoad.read([os.getpid()])
         time.sleep(1.0)
-        return before.disturbances(HostLoad.read([os.getpid()]), surroundings.FOREIGN_CORES)
+        return before.disturbances(HostLoad.read([os.getpid()]), noise.FOREIGN_CORES)
 
     neighbour = busy()
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -10,22 +9,7 @@ from dataclasses import dataclass
 
 import psutil
 
-# A quiet 2-core machine stayed below both in every window; a busy neighbour takes a core.
-STOLEN_SHARE = 0.05
-FOREIGN_CORES = 0.25
-# Of the cores that a case leaves free, others may have this share: on a large host they then find
-# room beside it, and on 2 cores a case of one process bears no more than the above.
-FREE_SHARE = 0.25
-
-
-def free_cores(processes: int) -> int:
-    """How many processors a case of so many busy processes leaves free."""
-    return max(0, len(os.sched_getaffinity(0)) - processes)
-
-
-def tolerated_cores(processes: int) -> float:
-    """How many processors others may keep busy beside a case of so many busy processes."""
-    return max(FOREIGN_CORES, FREE_SHARE * free_cores(processes))
+from harness.noise import STOLEN_SHARE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
