@@ -1,9 +1,9 @@
 """Do the intervals keep their promise? The default sweep, again and again under a changing load.
 
 Not for ASV: `make agreement` measures what `make bench` does on one rank, in 8 rounds, twice, while
-other processes keep processors busy or leave them alone at random. It prints how often the second
-sweep's ratios lie in the first's intervals, beside how often they would if nothing but chance told
-the two apart. Sweeps lie under results/agreement/<machine>/; an interrupted one is gone on with.
+other processes keep processors busy or leave them alone at random. It prints how often each sweep's
+ratios lie in the other's intervals, beside how often they would if nothing but chance told the two
+apart. Sweeps lie under results/agreement/<machine>/; an interrupted one is gone on with.
 """
 
 import argparse
@@ -54,11 +54,14 @@ while os.getppid() == parent:
 """
 
 
-def cases(device: str) -> list[Case]:
-    """What `make bench` measures on one device."""
+def cases(device: str, workload: str | None) -> list[Case]:
+    """What `make bench` measures on one device, of its workloads or of another one."""
     return list(
         dict.fromkeys(
-            Case(workload=canonical(one.workload[device]), combination=parse("+".join(names)))
+            Case(
+                workload=canonical(workload or one.workload[device]),
+                combination=parse("+".join(names)),
+            )
             for one in CLASSES
             for names in itertools.product(*one.params)
         )
@@ -78,14 +81,14 @@ def changing_load(processes: int) -> Iterator[None]:
             one.wait()
 
 
-def measured(results: Path, wanted: int, cores: int) -> list[RunFile]:
+def measured(results: Path, wanted: int, cores: int, workload: str | None) -> list[RunFile]:
     """The newest `wanted` sweeps of this ruler, measuring those that are missing."""
     while len(known := _closed(results)) < wanted:
         file = open_sweep(results, Settings(rounds=ROUNDS), project=Path.cwd())
         with changing_load(cores):
             sweep(
                 file,
-                cases(device_type(file.run.machine)),
+                cases(device_type(file.run.machine), workload),
                 deadline_s=Settings().deadline_s,
                 done=lambda record: print(f"{record.case}: {record.outcome}", file=sys.stderr),
                 out_of_time=lambda: False,
@@ -161,7 +164,8 @@ def report(files: Sequence[RunFile]) -> str:
             f"{machines.summary(run.machine)}, torch {' and '.join(versions)}, ruler "
             f"{run.measure_version}. `make agreement` measures and writes this page.",
             "",
-            f"What `make bench` measures on one rank, in {ROUNDS} rounds, {len(files)} times. "
+            f"What `make bench` measures on one rank, of {files[0].records[0].case.workload}, in "
+            f"{ROUNDS} rounds, {len(files)} times. "
             "Meanwhile each of as many processes as there are processors kept one busy or left it "
             "alone, in turn, for random times of 5 s in the mean.",
             "",
@@ -196,40 +200,46 @@ def _described(file: RunFile) -> dict[str, str]:
 
 
 def rates(files: Sequence[RunFile]) -> str:
-    """How often later sweeps agreed with earlier ones, beside what was promised."""
+    """How often sweeps agreed with each other, beside what was promised."""
     pairs = [
         pair
         for first, second in itertools.combinations(files, 2)
         for pair in compared(first, second)
     ]
-    seen = [agreement(*pair) for pair in pairs]
-    chance = [
-        promised(
-            (len(stats.judged(first)), len(stats.judged(second))),
-            bool(stats.disturbances(first)),
+    swapped = [(second, first) for first, second in pairs]
+    rows = [
+        _rate(what, which, index)
+        for what, which, index in (
+            ("the later ratio in the earlier interval", pairs, 0),
+            ("the earlier ratio in the later interval", swapped, 0),
+            ("both intervals overlap", pairs, 1),
         )
-        for first, second in pairs
     ]
-    rows = []
-    for index, what in enumerate(
-        ("the later ratio in the earlier interval", "both intervals overlap")
-    ):
-        count = sum(one[index] for one in seen)
-        low, high = binomtest(count, len(seen)).proportion_ci(0.95, method="exact")
-        rows.append(
-            {
-                "agreement": what,
-                "comparisons": len(seen),
-                "agreed": f"{count}: {count / len(seen):.1%} [{low:.1%}, {high:.1%}]",
-                "promised": f"{np.mean([one[index] for one in chance]):.1%}",
-            }
-        )
     largest = max(
         abs(stats.memory_ratio(second).median / stats.memory_ratio(first).median - 1)
         for first, second in pairs
     )
     table = tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
     return f"{table}\n\nRatios of memory differed by {largest:.2%} at most."
+
+
+def _rate(what: str, pairs: Sequence[tuple[Record, Record]], index: int) -> dict[str, str]:
+    """How often pairs of records agree, by that index of `agreement`, and how often they should."""
+    seen = [agreement(*pair)[index] for pair in pairs]
+    chance = [
+        promised(
+            (len(stats.judged(first)), len(stats.judged(second))),
+            bool(stats.disturbances(first)),
+        )[index]
+        for first, second in pairs
+    ]
+    low, high = binomtest(sum(seen), len(seen)).proportion_ci(0.95, method="exact")
+    return {
+        "agreement": what,
+        "comparisons": str(len(seen)),
+        "agreed": f"{sum(seen)}: {np.mean(seen):.1%} [{low:.1%}, {high:.1%}]",
+        "promised": f"{np.mean(chance):.1%}",
+    }
 
 
 def every_case(files: Sequence[RunFile]) -> str:
@@ -253,12 +263,13 @@ def every_case(files: Sequence[RunFile]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sweeps", type=int, default=2)
+    parser.add_argument("--workload", help="another than `make bench` measures")
     parser.add_argument("--results", type=Path, default=Path("results/agreement"))
     asked = parser.parse_args()
     if asked.sweeps < 2:
         raise StepbenchError(f"--sweeps {asked.sweeps}: two are needed to agree")
     machine = claimed_machine()
-    files = measured(asked.results, asked.sweeps, int(machine["cores"]))
+    files = measured(asked.results, asked.sweeps, int(machine["cores"]), asked.workload)
     text = report(files)
     (asked.results / machine["name"] / "README.md").write_text(text, encoding="utf-8")
     print(text)

@@ -37,8 +37,9 @@ def test_the_page_counts_each_case_once_and_marks_what_left():
     first = run_file([of([1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7]), of([1.0] * 8, "fp16")])
     second = run_file([of([1.6, *[1.8] * 7]), of([1.0] * 8, "fp16")])
     text = agreement.rates([first, second])
-    within, overlap = (line.split("|") for line in text.splitlines()[2:4])
+    within, back, overlap = (line.split("|") for line in text.splitlines()[2:5])
     assert [cell.strip() for cell in within[2:4]] == ["2", "1: 50.0% [1.3%, 98.7%]"]
+    assert [cell.strip() for cell in back[2:4]] == ["2", "1: 50.0% [1.3%, 98.7%]"]
     assert [cell.strip() for cell in overlap[2:4]] == ["2", "2: 100.0% [15.8%, 100.0%]"]
     shown = agreement.every_case([first, second])
     assert "**1.80x [1.60, 1.80]**" in shown
