@@ -32,6 +32,7 @@ from harness.measuring.window import STEADY, WARMUP_CAP
 from harness.measuring.window_plan import WARMUP_FLOOR
 from harness.noise import first_begins, tolerated_cores
 from harness.observed import Measurement
+from harness.stats import counted_steps
 from harness.verdicts import Block, Method, Order, Pair, Side
 
 # Blocks a side in a ping-pong pair. A side whose block follows its own is warm, by 3% to 6% of CPU
@@ -153,7 +154,7 @@ class Ring:
             return self._ping_pong(order)
         before = HostLoad.read([os.getpid()])
         both = {role: self.measurement(role) for role in _roles(order)}
-        blocks = {role: (Block(step_s=one.step_s, cpu_s=one.cpu_s),) for role, one in both.items()}
+        blocks = {role: (_same_batches(one, both.values()),) for role, one in both.items()}
         loaders = max(one.counters.loader_processes for one in both.values())
         busy = loaders + max(self._busy(side.case) for side in self._sides.values())
         met = [line for one in both.values() for line in one.disturbances]
@@ -228,6 +229,15 @@ def _warm_up(players: Mapping[Role, _Player]) -> float:
         if steady and index + 1 >= WARMUP_FLOOR:
             break
     return max(fastest_s.values())
+
+
+def _same_batches(one: Measurement, both: Iterable[Measurement]) -> Block:
+    """The steps of a process whose batches both sides have timed."""
+    steps = counted_steps(one, *both)
+    return Block(
+        step_s=tuple(one.step_s[index] for index in steps),
+        cpu_s=tuple(one.cpu_s[index] for index in steps),
+    )
 
 
 def measured(role: Role, forge: Forge, case: Case, settings: Settings) -> Measurement:

@@ -154,6 +154,20 @@ def test_what_disturbed_a_process_disturbs_its_pair(monkeypatch, machine, quiet)
     assert pair.disturbances == ("memory was short", "other processes used the GPU")
 
 
+def test_whole_processes_are_compared_on_the_batches_that_both_have_timed(
+    monkeypatch, machine, quiet
+):
+    timed = {
+        "reference": replace(measurement([1.0, 2.0, 3.0]), batches=(7, 8, 9)),
+        "candidate": replace(measurement([20.0, 30.0, 40.0]), batches=(8, 9, 10)),
+    }
+    ring = Ring(side(), side(), machine)
+    monkeypatch.setattr(ring, "measurement", timed.get)
+    pair = ring.pair("whole processes", "reference first")
+    assert pair.reference == (Block(step_s=(2.0, 3.0), cpu_s=(2.0, 3.0)),)
+    assert pair.candidate == (Block(step_s=(20.0, 30.0), cpu_s=(20.0, 30.0)),)
+
+
 def test_a_gpu_is_looked_at_while_blocks_run(monkeypatch, machine, quiet, no_orphans):
     driver = SimpleNamespace(looks=[], own=[])
 
