@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 # A quiet 2-core machine stayed below both in every window; a busy neighbour takes a core.
 STOLEN_SHARE = 0.05
 FOREIGN_CORES = 0.25
+# Of its time, the part that a process may wait for a processor that others have.
+DELAYED_SHARE = 0.05
 # Of the cores that a case leaves free, others may have this share: on a large host they then find
 # room beside it, and on 2 cores a case of one process bears no more than the above.
 FREE_SHARE = 0.25

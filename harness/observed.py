@@ -200,8 +200,9 @@ class DeviceState(Jsonable):
     The samples are those within the window, or the ones next to it where it was too short for any.
 
     `clock_mhz` is the median of its processors' clock, `temperature_c` the highest, `power_w` the
-    mean. `foreign_processes` are most processes of others at once that used it, None where its
-    driver does not show ours either (containers).
+    mean. `energy_j` is what its energy counter rose by in `energy_s` of the window, a second at
+    least; None in a shorter one. `foreign_processes` are most processes of others at once that used
+    it, None where its driver does not show ours either (containers).
     """
 
     samples: int
@@ -211,6 +212,8 @@ class DeviceState(Jsonable):
     power_w: float | None
     throttle_reasons: tuple[str, ...]
     foreign_processes: int | None
+    energy_j: float | None = None
+    energy_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

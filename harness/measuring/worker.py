@@ -349,7 +349,10 @@ class Subject:
             )
             self.window_at = (began_s, time.monotonic())
             self.allocation_retries = self._allocation_retries() - retries
-            disturbances = load_before.disturbances(HostLoad.read(processes), tolerated)
+            # Of several threads, processes or workers, each may have waited for another of them.
+            alone = (self.threads, workers, len(processes)) == (1, 0, 1)
+            delay_s = sum(window.delay_s) if alone else 0.0
+            disturbances = load_before.disturbances(HostLoad.read(processes), tolerated, delay_s)
             wrong = window.objection()
             if self.loop.loss_scale() < scale:
                 wrong = f"the loss scaler skipped a timed step {WINDOW_TRIES} times"

@@ -13,29 +13,37 @@ from typing import Any
 from harness import stats
 from harness.core import Calibration, Case, Outcome, Record, Round, Run
 from harness.observed import Compilation, Counters, Measurement
+from harness.report.devices import DeviceFigures, device_figures
 from harness.report.utilization import peak_flops_per_s, utilization
 from harness.stats import Estimate
 from harness.store import RunFile
 
 # What a step's time goes to, in order.
 PARTS = ("data", "forward", "backward", "communication", "update", "rest")
+SHORT = "a window that held less than a period of its slow steps"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
     """What an `ok` case's rounds say; sizes and times are medians over rounds.
 
+    `step_s` is a process' mean step, `typical_step_s` its median one, `undelayed_step_s` the mean
+    without what the process waited for a processor, where that is known. `amortised` says that most
+    processes had a mean more than 5% off their median: some steps cost more than most.
     `peak_bytes` is the steady step's allocated peak, `working_bytes` the part of it that is
     neither parameters nor optimizer state, `data_wait_share` the part of a step that
     waited for its batch. `state_ratio` are the bytes of optimizer state over those of the
     parameters, `trained_share` the part of the parameters that are trained. `budget` are the
     seconds of `step_s` that each part of a step takes, "communication" being what collectives add
     to the others without being hidden. A record from before any of this was observed has None for
-    its figures. `set_aside` rounds were disturbed and are in none of them. `utilization` is MFU,
+    its figures. `set_aside` rounds are in none of them. `utilization` is MFU,
     where the hardware's peak is known. `growth_bytes_per_step` is what each step keeps.
     """
 
     step_s: float
+    typical_step_s: float
+    undelayed_step_s: float | None
+    amortised: bool
     speedup: Estimate
     peak_bytes: float
     memory_ratio: Estimate
@@ -58,21 +66,6 @@ class Figures:
     scaling: Scaling | None = None
     unproved: tuple[str, ...] = ()
     growth_bytes_per_step: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceFigures:
-    """Of the GPU during the windows, medians over rounds; the temperature is the highest.
-
-    `power_w` is that of all ranks' GPUs, clock and temperature the slowest rank's. `energy_j` is
-    its mean power times a step's time; None where it tells no power.
-    """
-
-    clock_mhz: float | None
-    temperature_c: float | None
-    power_w: float | None
-    energy_j: float | None
-    throttle_reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,8 +179,11 @@ def _row(record: Record, machine: Mapping[str, Any]) -> Row:
         loss_difference=stats.loss_difference(record) if record.case.batch_factor == 1 else None,
         disturbances=stats.disturbances(record),
         set_aside=len(aside),
-        set_aside_because=stats.disturbances(record, aside),
-        device=_device_figures(processes),
+        set_aside_because=(
+            *stats.disturbances(record, aside),
+            *([SHORT] if any(map(stats.is_short, aside)) else []),
+        ),
+        device=device_figures(processes),
         ranks=_rank_figures(processes),
         budget=_budget(processes),
         compilation=_slowest([one.case.compilation for one in record.rounds]),
@@ -228,9 +224,14 @@ def _medians(processes: Sequence[Measurement]) -> dict[str, Any]:
         return statistics.median(read(process) for process in processes)
 
     observed = all(process.data_wait_s for process in processes)
-
+    undelayed = [stats.undelayed_step_s(process) for process in processes]
     return {
         "step_s": median(stats.step_s),
+        "typical_step_s": median(stats.typical_step_s),
+        "undelayed_step_s": None
+        if None in undelayed
+        else statistics.median(filter(None, undelayed)),
+        "amortised": 2 * sum(map(stats.is_amortised, processes)) > len(processes),
         "peak_bytes": median(lambda process: process.memory.steady_step.allocated_bytes),
         "working_bytes": median(lambda process: process.memory.working_bytes),
         "tokens_per_s": median(stats.items_per_s),
@@ -277,33 +278,6 @@ def _shares(process: Measurement) -> dict[str, float]:
     moved = {part: shares[part] * share for part, share in exposed.items()}
     kept = {part: share - moved.get(part, 0.0) for part, share in shares.items()}
     return kept | {"communication": sum(moved.values())}
-
-
-def _device_figures(processes: Sequence[Measurement]) -> DeviceFigures | None:
-    """None where no GPU told its state."""
-    seen = [one.device for one in processes if one.device]
-    if not seen:
-        return None
-    clocks = [state.clock_mhz for state in seen if state.clock_mhz is not None]
-    heats = [state.temperature_c for state in seen if state.temperature_c is not None]
-    drawn = [(_power_w(one), stats.step_s(one)) for one in processes]
-    powers = [power_w for power_w, _ in drawn if power_w is not None]
-    energies = [power_w * step_s for power_w, step_s in drawn if power_w is not None]
-    reasons = dict.fromkeys(reason for state in seen for reason in state.throttle_reasons)
-    return DeviceFigures(
-        clock_mhz=statistics.median(clocks) if clocks else None,
-        temperature_c=max(heats, default=None),
-        power_w=statistics.median(powers) if powers else None,
-        energy_j=statistics.median(energies) if energies else None,
-        throttle_reasons=tuple(reasons),
-    )
-
-
-def _power_w(process: Measurement) -> float | None:
-    """What all of a process' or group's GPUs drew; None where one of them does not tell."""
-    devices = [rank.device for rank in process.ranks] or [process.device]
-    powers = [one.power_w if one else None for one in devices]
-    return None if None in powers else sum(power for power in powers if power is not None)
 
 
 def _rank_figures(processes: Sequence[Measurement]) -> RankFigures | None:

@@ -10,8 +10,10 @@ from typing import Any
 from tabulate import tabulate
 
 from harness import machine
+from harness.noise import DELAYED_SHARE
 from harness.report import formats, series
-from harness.report.rows import PARTS, DeviceFigures, Figures, RankFigures, Row, Table, tables
+from harness.report.devices import DeviceFigures
+from harness.report.rows import PARTS, Figures, RankFigures, Row, Table, tables
 from harness.report.utilization import legend
 from harness.stats import MINIMUM_ROUNDS_FOR_INTERVAL
 from harness.store import RunFile
@@ -26,6 +28,24 @@ COLUMNS: dict[str, Callable[[Figures], str]] = {
     "loss diff": lambda one: formats.difference(one.loss_difference),
     "items/s": lambda one: formats.rate(one.tokens_per_s),
 }
+# Shown where some steps cost more than most.
+TYPICAL_COLUMNS: dict[str, Callable[[Figures], str]] = {
+    "typical ms": lambda one: formats.milliseconds(one.typical_step_s),
+}
+TYPICAL_LEGEND = (
+    "typical: the median step. Of an amortised case it is over 5% off the mean (step ms): what "
+    "comes only every so many steps is in the mean alone."
+)
+# Shown where others took the processor.
+UNDELAYED_COLUMNS: dict[str, Callable[[Figures], str]] = {
+    "undelayed ms": lambda one: (
+        "" if one.undelayed_step_s is None else formats.milliseconds(one.undelayed_step_s)
+    ),
+}
+UNDELAYED_LEGEND = (
+    "undelayed: the mean step less what the process waited for a processor that others had (the "
+    "kernel's run delay), where one process of one thread did it all."
+)
 # Shown where loading matters: a case chose how to load, or waited for its data.
 LOADING_COLUMNS: dict[str, Callable[[Figures], str]] = {
     "data wait": lambda one: f"{one.data_wait_share or 0:.0%}",
@@ -78,8 +98,8 @@ DEVICE_COLUMNS: dict[str, Callable[[DeviceFigures], str]] = {
     "clock limited by": lambda one: ", ".join(one.throttle_reasons),
 }
 DEVICE_LEGEND = (
-    "The GPU during the windows, as its driver told it: energy of a step is its mean power times "
-    "the step's time. A power cap is how a busy GPU runs; thermal and hardware limits disturb."
+    "The GPU during the windows, as its driver told it; energy by its own counter, where a window "
+    "lasts a second. A power cap is how a busy GPU runs; thermal and hardware limits disturb."
 )
 BUDGET_LEGEND = (
     "Step budget in ms, adding up to the step: waiting for the batch, forward, backward, what "
@@ -114,8 +134,9 @@ SCALING_LEGEND = (
 LEFT = ("combination", "outcome", "speed-up", "collectives a step", "clock limited by")
 
 LEGEND = (
-    "speed-up: baseline step time / the case's, median over paired rounds [95% interval], above 1 "
-    "is faster; memory: peak of a steady step / the baseline's, below 1 needs less.",
+    "step: all time over all steps, a mean; speed-up: the baseline's / the case's, of the same "
+    "batches, median over paired rounds [95% interval], above 1 is faster; memory: peak of a "
+    "steady step / the baseline's, below 1 needs less.",
     "grad+act: the peak beyond parameters and optimizer state; loss diff: largest relative "
     "difference of loss or gradient norm from the baseline, 0 is bit-equal; items: tokens or "
     "images, what the loss is a mean over; 1 MiB = 2^20 bytes.",
@@ -182,6 +203,8 @@ def _columns(table: Table) -> tuple[dict[str, Callable[[Figures], str]], list[st
     """The columns that tell something here, and what the optional ones mean."""
     figures = [row.figures for row in table.rows if row.figures]
     optional = (
+        (TYPICAL_COLUMNS, any(one.amortised for one in figures), TYPICAL_LEGEND),
+        (UNDELAYED_COLUMNS, any(map(_delayed, figures)), UNDELAYED_LEGEND),
         (LOADING_COLUMNS, _loading_matters(table), LOADING_LEGEND),
         (MFU_COLUMN, bool(legend(table.run.machine)), legend(table.run.machine) or ""),
         (STATE_COLUMNS, _differ(STATE_COLUMNS, figures), STATE_LEGEND),
@@ -196,6 +219,11 @@ def _columns(table: Table) -> tuple[dict[str, Callable[[Figures], str]], list[st
             columns |= more
             legends.append(means)
     return columns, legends
+
+
+def _delayed(figures: Figures) -> bool:
+    undelayed_s = figures.undelayed_step_s
+    return undelayed_s is not None and figures.step_s - undelayed_s > DELAYED_SHARE * figures.step_s
 
 
 def _differ(columns: Mapping[str, Callable[[Figures], str]], figures: Sequence[Figures]) -> bool:
@@ -292,7 +320,9 @@ def _cells(
     elif figures and figures.set_aside:
         rounds = formats.span([figures.set_aside], "round")
         because = "; ".join(figures.set_aside_because)
-        told.append(f"{rounds} disturbed, measured again: {because}")
+        told.append(f"{rounds} left out, measured again: {because}")
+    if figures and figures.amortised:
+        outcome += ", amortised"
     if figures and figures.unproved:
         outcome += ", unproved"
         names = ", ".join(figures.unproved)

@@ -296,11 +296,49 @@ def test_a_devices_state_is_that_of_the_window(driver):
         clock_mhz=1950,
         lowest_clock_mhz=1900,
         temperature_c=71,
-        power_w=500.0,  # 1000 J in 2 s, whatever the samples say
+        power_w=650.0,
+        energy_j=1000.0,
+        energy_s=2.0,
         throttle_reasons=("power cap",),
         foreign_processes=0,
     )
     assert device.disturbances(state) == ()
+
+
+def test_energy_is_told_of_a_second_or_more_of_the_counter(driver):
+    first = {"TotalEnergyConsumption": 5_000}
+    later = {"TotalEnergyConsumption": 605_000}
+    assert sampled(driver, {}, first, later).energy_j == 600.0
+    sampler = device.DeviceSampler(0)
+    for at, told in ((1.0, first), (1.9, later)):
+        driver |= {"at": at} | told
+        sampler.sample()
+    state = sampler.between(0.9, 2.0, own=[41])
+    assert (state.energy_j, state.energy_s, state.power_w) == (None, None, 650.0)
+
+
+@pytest.mark.parametrize(
+    ("readings", "rests"),
+    [
+        ([], True),
+        ([(0.0, None), (0.5, None)], True),  # nothing is told
+        ([(0.0, 1980), (0.9, 1980)], False),  # not a second yet
+        ([(0.0, 1980), (1.0, 1980)], True),
+        ([(0.0, 300), (1.0, 1980), (1.5, 1980)], False),
+        ([(0.0, 300), (1.0, 1980), (2.0, 1945)], True),
+        ([(0.0, 1980), (1.0, 1980), (2.0, 1930)], False),
+    ],
+)
+def test_a_clock_rests_within_2_percent_for_a_second(readings, rests):
+    assert device.at_rest(readings) is rests
+
+
+def test_a_clock_is_asked_now_and_then(driver):
+    clock, asked = device.Clock(0), []
+    for at, mhz in ((0.0, 300), (0.01, 700), (0.1, 1980), (0.6, 1980), (1.2, 1990)):
+        driver |= {"at": at, "ClockInfo": mhz}
+        asked.append(clock.at_rest())
+    assert asked == [False, False, False, False, True]
 
 
 @pytest.mark.parametrize(

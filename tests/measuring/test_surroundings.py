@@ -34,6 +34,14 @@ def test_disturbances_by_hand(later, told):
     assert load().disturbances(later, tolerated=0.25) == told
 
 
+@pytest.mark.parametrize(("delay_s", "many"), [(0.09, 0), (0.11, 1)])
+def test_a_twentieth_of_waiting_for_a_processor_disturbs(delay_s, many):
+    quiet = load(at_s=102.0, busy_s=52.0, own_s=7.0)
+    assert len(load().disturbances(quiet, 0.25, delay_s)) == many
+    told = load().disturbances(load(at_s=102.0, busy_s=53.0, own_s=7.0), 0.25, delay_s)
+    assert told == ("other processes kept processors busy",)  # which is why it waited
+
+
 @pytest.mark.parametrize(
     ("cores", "processes", "tolerated"),
     [(2, 1, 0.25), (2, 2, 0.25), (2, 9, 0.25), (4, 1, 0.75), (64, 1, 15.75), (64, 8, 14)],

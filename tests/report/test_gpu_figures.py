@@ -15,7 +15,7 @@ BASELINE = measurement([0.1, 0.1, 0.1])
 def test_the_gpus_state_and_the_energy_of_a_step():
     state = DeviceState(
         samples=9, clock_mhz=1980, lowest_clock_mhz=1900, temperature_c=71, power_w=650.0,
-        throttle_reasons=("power cap",), foreign_processes=None,
+        throttle_reasons=("power cap",), foreign_processes=None, energy_j=1300.0, energy_s=2.0,
     )  # fmt: skip
     hot = replace(BASELINE, device=state)
     file = run_file([record(case("bf16"), [(hot, BASELINE)])])
@@ -81,7 +81,7 @@ def test_quantized_layers_have_a_peak_that_is_not_in_the_list():
 def test_the_energy_of_a_step_is_that_of_all_ranks():
     state = DeviceState(
         samples=9, clock_mhz=1980, lowest_clock_mhz=1900, temperature_c=71, power_w=600.0,
-        throttle_reasons=(), foreign_processes=None,
+        throttle_reasons=(), foreign_processes=None, energy_s=2.0,
     )  # fmt: skip
     ranks = [
         Rank(
@@ -89,7 +89,7 @@ def test_the_energy_of_a_step_is_that_of_all_ranks():
             memory=BASELINE.memory,
             collective_calls={},
             collective_bytes={},
-            device=replace(state, power_w=power_w),
+            device=replace(state, power_w=power_w, energy_j=power_w * 2),
         )
         for power_w in (600.0, 400.0)
     ]
@@ -99,3 +99,9 @@ def test_the_energy_of_a_step_is_that_of_all_ranks():
     ]
     assert row["figures"]["device"]["power_w"] == 1000.0
     assert row["figures"]["device"]["energy_j"] == pytest.approx(100.0)
+    ranks[1] = replace(ranks[1], device=replace(state, power_w=400.0, energy_s=None))
+    short = replace(hot, ranks=tuple(ranks))
+    [_, row] = tables.as_json(run_file([record(case("bf16"), [(short, BASELINE)])]))["tables"][0][
+        "rows"
+    ]
+    assert row["figures"]["device"]["energy_j"] is None  # one GPU's window was too short

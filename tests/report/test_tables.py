@@ -148,6 +148,9 @@ def test_json_has_base_units_and_null_where_there_is_no_finite_number():
     assert bf16["case"]["combination"] == {"techniques": {"precision": "bf16"}}
     assert bf16["figures"] == {
         "step_s": 0.05,
+        "typical_step_s": 0.05,
+        "undelayed_step_s": None,
+        "amortised": False,
         "speedup": {"median": 2.0, "low": None, "high": None, "rounds": 1},
         "peak_bytes": 75 * MIB,
         "memory_ratio": {"median": 0.75, "low": None, "high": None, "rounds": 1},
@@ -282,7 +285,7 @@ def test_rounds_set_aside_are_told():
     file = run_file([record(case("bf16"), [*[(FASTER, BASELINE)] * 2, (loud, BASELINE)])])
     text = tables.terminal(file)
     assert text_rows(text)[1][:4] == ["bf16", "ok [1]", "50.0", "2.00x"]
-    assert "[1] 1 round disturbed, measured again: steal 12%" in text
+    assert "[1] 1 round left out, measured again: steal 12%" in text
 
 
 def test_how_gradients_fare_in_float16():
@@ -329,3 +332,41 @@ def test_growth_is_shown_where_there_is_any():
     assert "growth MiB" in text
     assert next(line for line in text.splitlines() if line.startswith("bf16")).endswith("1.00")
     assert "growth" not in tables.terminal(run_file([record(case("bf16"), [(BASELINE, BASELINE)])]))
+
+
+def timed(steps, **changes):
+    return replace(measurement(steps), batches=tuple(range(len(steps))), **changes)
+
+
+def test_a_case_whose_median_hides_what_its_step_costs_is_amortised():
+    """Every tenth step takes a second; the baseline has not."""
+    steps = [1.0 if step % 10 == 4 else 0.1 for step in range(20)]
+    periodic, plain = timed(steps, period=10), timed([0.1] * 20, period=10)
+    text = tables.terminal(run_file([record(case("bf16"), [(periodic, plain)])]))
+    header = text.split("\n\n")[1].splitlines()[0]
+    assert [row[1:4] + row[-1:] for row in text_rows(text)] == [
+        ["ok", "100", "1.00x", "100"],
+        ["ok, amortised", "190", "0.53x", "100"],
+    ]
+    assert header.endswith("typical ms")
+    assert tables.TYPICAL_LEGEND in text
+    even = tables.terminal(run_file([record(case("bf16"), [(plain, plain)])]))
+    assert "typical" not in even
+
+
+def test_what_others_took_stands_beside_the_step_where_it_is_known():
+    alone = {"environment": {"device": "cpu", "threads": 1, "torch": "2.13.0"}}
+    crowded = timed([0.1, 0.5], delay_s=(0.0, 0.4), **alone)
+    text = tables.terminal(run_file([record(case("bf16"), [(crowded, BASELINE)])]))
+    assert [row[-1] for row in text_rows(text)] == ["10,000", "100"]  # the baseline's is not known
+    assert text_rows(text)[1][1:3] == ["ok", "300"]
+    assert "undelayed ms" in text
+    quiet = timed([0.1, 0.1], delay_s=(0.0, 0.001), **alone)
+    text = tables.terminal(run_file([record(case("bf16"), [(quiet, BASELINE)])]))
+    assert "undelayed" not in text
+
+
+def test_rounds_of_less_than_a_period_are_told():
+    short, whole = timed([0.1] * 5, period=10), timed([0.1] * 10, period=10)
+    text = tables.terminal(run_file([record(case("bf16"), [(short, short), (whole, whole)])]))
+    assert "1 round left out, measured again: a window that held less than a period" in text

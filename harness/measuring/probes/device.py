@@ -22,6 +22,8 @@ from harness.observed import DeviceState
 INTERVAL_S = 0.2
 # A clock is at rest when it has stayed within this share of itself for so long.
 AT_REST, REST_S = 0.02, 1.0
+# What an energy counter rises by in less says little: drivers renew it every 20 to 100 ms.
+LEAST_ENERGY_S = 1.0
 # Readings of it are so far apart at least: each asks the driver.
 LOOK_S = 0.05
 # NVML's bits for why a clock is held down. A power cap is how a GPU runs when it is busy; these
@@ -95,6 +97,7 @@ class DeviceSampler:
             return None
         clocks = [one.clock_mhz for one in samples if one.clock_mhz is not None]
         powers = [one.power_w for one in samples if one.power_w is not None]
+        energy_j, energy_s = _energy(samples)
         reasons = 0
         for one in samples:
             reasons |= one.reasons
@@ -103,7 +106,9 @@ class DeviceSampler:
             clock_mhz=statistics.median(clocks) if clocks else None,
             lowest_clock_mhz=min(clocks, default=None),
             temperature_c=max((one.temperature_c or 0 for one in samples), default=None) or None,
-            power_w=_power_by_energy(samples) or (statistics.fmean(powers) if powers else None),
+            power_w=statistics.fmean(powers) if powers else None,
+            energy_j=energy_j,
+            energy_s=energy_s,
             throttle_reasons=tuple(
                 name for bit, name in (SLOWDOWNS | NORMAL).items() if reasons & bit
             ),
@@ -133,9 +138,9 @@ def at_rest(readings: Sequence[tuple[float, int | None]]) -> bool:
     known = [(at_s, mhz) for at_s, mhz in readings if mhz is not None]
     if not known:
         return True
-    since_s = known[-1][0] - REST_S
-    last = [mhz for at_s, mhz in known if at_s >= since_s]
-    return known[0][0] <= since_s and max(last) - min(last) <= AT_REST * max(last)
+    before = [index for index, (at_s, _) in enumerate(known) if at_s <= known[-1][0] - REST_S]
+    last = [mhz for _, mhz in known[before[-1] :]] if before else []
+    return bool(last) and max(last) - min(last) <= AT_REST * max(last)
 
 
 def disturbances(state: DeviceState | None) -> tuple[str, ...]:
@@ -177,9 +182,10 @@ def _foreign(samples: Sequence[Sample], own: Sequence[int]) -> int | None:
     return max(len(one - ours) for one in seen)
 
 
-def _power_by_energy(samples: Sequence[Sample]) -> float | None:
-    """Mean power in W by the device's own energy counter, where it has one."""
-    first, last = samples[0], samples[-1]
-    if first.energy_j is None or last.energy_j is None or last.at_s <= first.at_s:
-        return None
-    return (last.energy_j - first.energy_j) / (last.at_s - first.at_s)
+def _energy(samples: Sequence[Sample]) -> tuple[float | None, float | None]:
+    """What the device's energy counter rose by, in J, and in how many seconds."""
+    told = [(one.at_s, one.energy_j) for one in samples if one.energy_j is not None]
+    if not told or told[-1][0] - told[0][0] < LEAST_ENERGY_S:
+        return None, None
+    (began_s, before_j), (ended_s, after_j) = told[0], told[-1]
+    return after_j - before_j, ended_s - began_s

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from harness.noise import STOLEN_SHARE
+from harness.noise import DELAYED_SHARE, STOLEN_SHARE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,10 +43,13 @@ class HostLoad:
         foreign_s = later.busy_s - self.busy_s - later.own_s + self.own_s
         return (later.stolen_s - self.stolen_s) / wall_s, foreign_s / wall_s
 
-    def disturbances(self, later: HostLoad, tolerated: float) -> tuple[str, ...]:
+    def disturbances(
+        self, later: HostLoad, tolerated: float, delay_s: float = 0.0
+    ) -> tuple[str, ...]:
         """What disturbed the time between two readings, one line each.
 
-        `tolerated` is how many processors others may have kept busy.
+        `tolerated` is how many processors others may have kept busy, `delay_s` how long the case
+        waited for one.
         """
         stolen, foreign = self.shares(later)
         told = []
@@ -54,6 +57,8 @@ class HostLoad:
             told.append("the hypervisor took processor time")
         if foreign > tolerated:
             told.append("other processes kept processors busy")
+        elif delay_s > DELAYED_SHARE * (later.at_s - self.at_s):
+            told.append("the process waited for a processor")
         return tuple(told)
 
 
