@@ -83,9 +83,12 @@ class Counters(Jsonable):
         learning_rates: those of the first applied updates, of the first parameter group.
         other_learning_rates: the same of each other group.
         state_elements: elements of its optimizer's state by type, step counters not counted.
+        adapted_layers: layers that an adapter stands on, by kind.
         compiled_calls: calls into compiled graphs, those of the loss left out, in a step that was
             not forced to be eager.
         eager_products: products of that step outside compiled graphs, seen in their backward pass.
+        all_products: the same of an eager step.
+        skipped_frames: frames that dynamo gave up and left to eager execution.
     """
 
     forwards: int
@@ -138,8 +141,11 @@ class Counters(Jsonable):
     learning_rates: tuple[float, ...] = ()
     other_learning_rates: tuple[tuple[float, ...], ...] = ()
     state_elements: Mapping[str, int] = field(default_factory=dict)
+    adapted_layers: Mapping[str, int] = field(default_factory=dict)
     compiled_calls: int = 0
     eager_products: int = 0
+    all_products: int = 0
+    skipped_frames: int = 0
 
     @property
     def counts(self) -> Counters:

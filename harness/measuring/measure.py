@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import count
 from typing import Any, Literal
@@ -173,7 +173,7 @@ def _judged(case: Case, rounds: tuple[Round, ...], settings: Settings, device: s
     )
     reference = _reference(case, workload)
     if reference.combination == case.combination != case.baseline.combination:
-        return Outcome(kind="ok", reason=f"loss not judged: {NOT_JUDGED}")
+        return _ok(f"loss not judged: {NOT_JUDGED}", *_about(rounds[0].case))
     allowed, against = tolerance(workload, case.combination), "the baseline"
     references = [one.baseline for one in rounds]
     if reference != case.baseline:
@@ -194,15 +194,32 @@ def _judged(case: Case, rounds: tuple[Round, ...], settings: Settings, device: s
             f"{case.combination} may",
         )
     drifted = max(drift(*pair) for pair in pairs)
-    notes = (
+    return _ok(
         f"loss judged against {against}" if reference != case.baseline else None,
         f"equal within {difference:.1e} at the same parameters, updates then drift apart by "
         f"{drifted:.1e}: not judged"
         if drifted > allowed
         else None,
+        *_about(rounds[0].case),
         crowded(case, rounds[0].case.environment),
     )
+
+
+def _ok(*notes: str | None) -> Outcome:
     return Outcome(kind="ok", reason="; ".join(filter(None, notes)) or None)
+
+
+def _about(one: Measurement) -> Iterator[str]:
+    """What the techniques did only in part."""
+    counters = one.counters
+    if counters.adapted_layers:
+        each = (f"{count} {kind}" for kind, count in counters.adapted_layers.items())
+        yield f"adapters on {', '.join(each)}"
+    if one.compilation is None or not counters.compiled_calls or not counters.all_products:
+        return
+    share = 1 - counters.eager_products / counters.all_products
+    if share < 1 or counters.skipped_frames:
+        yield f"{share:.0%} of products compiled, {counters.skipped_frames} frames left to eager"
 
 
 def _reference(case: Case, workload: Workload) -> Case:

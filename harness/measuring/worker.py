@@ -428,7 +428,7 @@ class Subject:
     def _compiled_calls(self) -> dict[str, int]:
         if compilation() is None:
             return {}
-        self.steps_run += 1
+        self.steps_run += 2
         return calls(lambda: train_step(self.loop, self.first, self.site))
 
     def _communication(self) -> Communication | None:

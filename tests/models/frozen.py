@@ -119,4 +119,4 @@ def branching():
 
 
 def sparse():
-    return workload(Sparse, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+    return workload(Sparse, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-3))

@@ -6,7 +6,7 @@ from harness.core import LONGEST_REASON, Case, Outcome
 from harness.measuring.measure import measure
 from harness.measuring.settings import Settings
 from harness.measuring.sweep import this_machine
-from harness.training.techniques import parse, plan_of
+from harness.training.techniques import compiling, parse, plan_of
 
 QUICK = Settings(rounds=1, extra_rounds=0, max_steps=10, min_steps=10, deadline_s=60)
 
@@ -28,6 +28,10 @@ def outcome_of(workload: str, combination: str) -> Outcome:
         ("frozen:branching", "ddp-unused"),
         ("frozen:sparse", "accum2"),
         ("frozen:sparse", "ddp"),
+        ("language:gpt2", "bf16"),
+        ("language:gpt2", "ckpt1"),
+        ("language:t5", "ckpt1"),
+        ("language:contrastive", "accum2"),
     ],
 )
 def test_an_honest_model_is_ok(workload, combination):
@@ -41,6 +45,7 @@ def test_an_honest_model_is_ok(workload, combination):
         ("frozen:one_left_out", "ddp", "failed", "choose ddp-unused"),
         ("frozen:sparse", "fsdp2", "unsupported", "make embeddings with sparse=False"),
         ("frozen:sparse", "sgd", "unsupported", "momentum of sparse gradients grows"),
+        ("language:lstm", "lora8", "unsupported", "no layer to adapt but its output's, fc"),
         ("vision:resnet", "bf16+fsdp2", "unsupported", "choose ddp or zero1"),
     ],
 )
@@ -48,6 +53,30 @@ def test_a_reason_names_the_remedy(workload, combination, kind, told):
     outcome = outcome_of(workload, combination)
     assert outcome.kind == kind, outcome
     assert told in outcome.reason
+
+
+@pytest.mark.parametrize(
+    ("workload", "combination", "told"),
+    [
+        ("language:gpt2", "lora8", "adapters on 8 Conv1D"),
+        ("vision:resnet", "lora8", "adapters on 19 Conv2d"),
+        ("frozen:branching", "compile", "% of products compiled, 1 frames left to eager"),
+    ],
+)
+def test_a_row_says_what_was_done_only_in_part(monkeypatch, workload, combination, told):
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
+    outcome = outcome_of(workload, combination)
+    assert outcome.ok, outcome
+    assert told in outcome.reason
+
+
+def test_what_the_compiler_gives_up_is_not_called_invalid(monkeypatch):
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
+    outcome = outcome_of("language:lstm", "compile")
+    assert (outcome.kind, outcome.reason) == (
+        "unsupported",
+        "torch.compile gave up 1 frames of the model and compiled none",
+    )
 
 
 def test_a_long_reason_is_cut_and_kept():

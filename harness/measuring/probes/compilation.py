@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+import torch
 import torch._dynamo.utils as dynamo
 from torch.profiler import ProfilerActivity, profile
 
@@ -20,7 +21,7 @@ COMPILED_CALL = "Torch-Compiled Region"
 # How it names the backward pass of a product that no graph holds.
 EAGER_PRODUCT = re.compile(
     r"autograd::engine::evaluate_function: "
-    r"(Mm|Addmm|Bmm|Baddbmm|Linear|Convolution|ScaledDotProduct)\w*Backward"
+    r"(Mm|Addmm|Bmm|Baddbmm|Linear|Convolution|\w*Rnn|ScaledDotProduct)\w*Backward"
 )
 
 
@@ -48,13 +49,21 @@ def compile_s() -> float:
 
 
 def calls(step: Callable[[], None]) -> dict[str, int]:
-    """Run a step under the profiler: the fields of Counters about compiled graphs."""
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        step()
+    """Run a step, and an eager one, under the profiler: Counters' fields about compiled graphs."""
+    names = _events(step)
+    with torch.compiler.set_stance("force_eager"):
+        eager = _events(step)
     compiled = dynamo.get_compilation_metrics()
     of_loss = {f"{COMPILED_CALL}: {one.compile_id}" for one in compiled if one.co_name == LOSS}
-    names = [event.name for event in profiled.events() or ()]
     return {
         "compiled_calls": sum(n.startswith(COMPILED_CALL) and n not in of_loss for n in names),
         "eager_products": sum(bool(EAGER_PRODUCT.match(name)) for name in names),
+        "skipped_frames": dynamo.counters["frames"]["total"] - dynamo.counters["frames"]["ok"],
+        "all_products": sum(bool(EAGER_PRODUCT.match(name)) for name in eager),
     }
+
+
+def _events(step: Callable[[], None]) -> list[str]:
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        step()
+    return [event.name for event in profiled.events() or ()]

@@ -51,5 +51,12 @@ def elements(loop: Loop, device: torch.device) -> dict[str, Any]:
         "elements": sum(local(parameter).numel() for parameter in loop.model.parameters()),
         "trained_elements": sum(local(one).numel() for group in groups for one in group["params"]),
         "host_state_elements": on_host,
+        "adapted_layers": dict(
+            Counter(
+                type(one.base_layer).__name__
+                for one in loop.model.modules()
+                if hasattr(one, "lora_A") and hasattr(one, "base_layer")
+            )
+        ),
         "state_elements": dict(sorted(kept.items())),
     }

@@ -1,8 +1,8 @@
 """LoRA: what was trained before is frozen, and each chosen linear layer gains a product of two thin
 matrices that is trained (Hu et al. 2021, arXiv:2106.09685), through peft.
 
-Adapters stand on the linear layers of the workload's blocks; on all of the model's where it names
-no blocks.
+Adapters stand on the linear layers and convolutions of the workload's blocks; on all of the model's
+where it names no blocks, but never on the output layer alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 
 from harness.core import StepbenchError
 from harness.observed import Counters
-from harness.training.layers import linear_layers
+from harness.training.layers import adaptable_layers, factors
 from harness.training.libraries import without_others
 from harness.training.types import Axis, Plan, Site, Technique, Unsupported, as_it_is
 
@@ -25,13 +25,20 @@ ATTENTION = re.compile(r"att(e?ntio)?n|query|key|value|qkv|[qkvo]_proj", re.IGNO
 
 def _adapted(rank: int, *, attention_only: bool) -> Callable[[nn.Module, Site], nn.Module]:
     def edit(model: nn.Module, site: Site) -> nn.Module:
-        layers = linear_layers(model, site.workload)
+        layers = adaptable_layers(model, site.workload)
+        if len(layers) == 1 and not site.workload.blocks(model):
+            raise Unsupported(
+                f"{site.workload.name} has no layer to adapt but its output's, "
+                f"{next(iter(layers))}: that would be no LoRA"
+            )
         if attention_only:
             layers = {name: layer for name, layer in layers.items() if ATTENTION.search(name)}
         if not layers:
-            what = "linear layers of attention" if attention_only else "linear layers"
-            raise Unsupported(f"{site.workload.name} has no {what} to adapt")
-        expected = sum(rank * (one.in_features + one.out_features) for one in layers.values())
+            what = "layers of attention" if attention_only else "Linear, Conv1D or Conv2d layers"
+            raise Unsupported(
+                f"{site.workload.name} has no {what} to adapt, its output layer left out"
+            )
+        expected = sum(rank * sum(factors(one) or ()) for one in layers.values())
         _inject(model, rank, list(layers), site.workload.seed)
         trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
         assert trained == expected, f"{trained} parameters are trained, not {expected}"
@@ -87,7 +94,9 @@ ADAPTERS = Axis(
         ),
     ),
     families={
-        "lora": _lora("lora", "every linear layer of the blocks", attention_only=False),
+        "lora": _lora(
+            "lora", "every Linear, Conv1D and Conv2d layer of the blocks", attention_only=False
+        ),
         "lora-attention": _lora(
             "lora-attention", "the blocks' attention layers", attention_only=True
         ),

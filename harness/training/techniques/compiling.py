@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from harness.core import Case
 from harness.machine import device_type
 from harness.observed import Counters
-from harness.training.types import Axis, Loop, Loss, Plan, Site, Technique, Workload
+from harness.training.types import Axis, Loop, Loss, Plan, Site, Technique, Unsupported, Workload
 
 BACKEND = "inductor"
 # By this name dynamo tells the loss' graphs from the model's.
@@ -84,6 +84,10 @@ def _proof_eager(counters: Counters, plan: Plan) -> str | None:
 
 
 def _proof_compiled(counters: Counters, plan: Plan) -> str | None:
+    if counters.compiled_calls == 0 and counters.skipped_frames:
+        raise Unsupported(
+            f"torch.compile gave up {counters.skipped_frames} frames of the model and compiled none"
+        )
     if counters.compiled_calls < plan.micro_batches:
         return (
             f"{counters.compiled_calls} compiled graphs of the model ran in a step of "
