@@ -11,7 +11,7 @@ import torch
 from harness.core import Case
 from harness.measuring.ranks import Group
 from harness.measuring.sources import digest_of_harness, digest_of_workload, versions
-from harness.training.build import batch_dependent, optimizer_kind
+from harness.training.build import batch_dependent
 from harness.training.data import data_digest
 from harness.training.techniques import imports
 from harness.training.types import Loop, Site
@@ -31,7 +31,7 @@ def environment(case: Case, loop: Loop, site: Site, group: Group) -> dict[str, A
         "cudnn": torch.backends.cudnn.version() if cuda else None,
         "nccl": _nccl() if cuda else None,
         "batch_dependent": batch_dependent(site.workload, loop.model),
-        "optimizer": optimizer_kind(site.workload),
+        "optimizer": site.workload.optimizer_kind,
         **versions(imports(case.combination)),
         "threads": torch.get_num_threads(),
         "wait_policy": os.environ.get("OMP_WAIT_POLICY"),

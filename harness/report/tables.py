@@ -208,7 +208,7 @@ def _columns(table: Table) -> tuple[dict[str, Callable[[Figures], str]], list[st
         (LOADING_COLUMNS, _loading_matters(table), LOADING_LEGEND),
         (MFU_COLUMN, bool(legend(table.run.machine)), legend(table.run.machine) or ""),
         (STATE_COLUMNS, _differ(STATE_COLUMNS, figures), STATE_LEGEND),
-        (TRAINED_COLUMNS, _differ(TRAINED_COLUMNS, figures), TRAINED_LEGEND),
+        (TRAINED_COLUMNS, _dead(figures) or _differ(TRAINED_COLUMNS, figures), TRAINED_LEGEND),
         (GROWTH_COLUMNS, any(one.growth_bytes_per_step for one in figures), GROWTH_LEGEND),
         (COMPILE_COLUMNS, any(one.compilation for one in figures), COMPILE_LEGEND),
         (SCALING_COLUMNS, any(one.scaling for one in figures), SCALING_LEGEND),
@@ -228,6 +228,11 @@ def _delayed(figures: Figures) -> bool:
 
 def _differ(columns: Mapping[str, Callable[[Figures], str]], figures: Sequence[Figures]) -> bool:
     return any(len({show(one) for one in figures}) > 1 for show in columns.values())
+
+
+def _dead(figures: Sequence[Figures]) -> bool:
+    """Whether weights had no gradient, which is to be told where it is so in all rows, too."""
+    return any(one.trained_share is not None and one.trained_share < 1 for one in figures)
 
 
 def budget_grid(table: Table, style: str, clean: Callable[[str], str]) -> str | None:

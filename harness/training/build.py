@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from harness.core import Combination
 from harness.training.step import plain_loop
 from harness.training.techniques import chosen_techniques, plan_of
-from harness.training.types import Loop, Site, Workload
+from harness.training.types import Loop, MakeOptimizer, Site, Unsupported, Workload
 
 
 def batch_dependent(workload: Workload, model: nn.Module) -> bool:
@@ -24,14 +27,6 @@ def batch_dependent(workload: Workload, model: nn.Module) -> bool:
         isinstance(part, _BatchNorm) or (isinstance(part, _DropoutNd) and part.p > 0)
         for part in model.modules()
     )
-
-
-def optimizer_kind(workload: Workload) -> str:
-    """Class name of the workload's own optimizer: its word, or that of one made for nothing."""
-    if workload.optimizer_kind is not None:
-        return workload.optimizer_kind
-    nothing = nn.Parameter(torch.empty(0))
-    return type(workload.optimizer(iter([nothing]))).__name__
 
 
 def build(
@@ -73,7 +68,8 @@ def build(
         model = technique.model(model, site)
         if model is whole:  # a block may be a layer that was replaced
             blocks = workload.blocks(model)
-    loss, make_optimizer = workload.loss, workload.optimizer
+    made: list[str] = []
+    loss, make_optimizer = workload.loss, _own_optimizer(workload.optimizer, whole, made)
     for technique in techniques:
         loss = technique.loss(loss, site) if loss else None
     for technique in techniques:
@@ -84,4 +80,31 @@ def build(
     loop = replace(plain_loop(model, make_optimizer(trained), with_loss), blocks=blocks)
     for technique in techniques:
         loop = technique.loop(loop, site)
-    return loop, site
+    kind = workload.optimizer_kind or made[0]
+    return loop, replace(site, workload=replace(workload, optimizer_kind=kind))
+
+
+def _own_optimizer(make: Any, model: nn.Module, made: list[str]) -> MakeOptimizer:
+    """The workload's constructor as one of parameters, whether it asks for those or for the model.
+
+    Each optimizer that it makes adds its class' name to `made`.
+    """
+    asks_for_model = next(iter(inspect.signature(make).parameters), None) == "model"
+
+    def own(parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = make(model if asks_for_model else parameters)
+        made.append(type(optimizer).__name__)
+        if asks_for_model:
+            _keep(optimizer, {id(parameter) for parameter in parameters})
+        return optimizer
+
+    return own
+
+
+def _keep(optimizer: torch.optim.Optimizer, given: set[int]) -> None:
+    """Leave to the optimizer of its parameters only those that it was given, by group."""
+    for group in optimizer.param_groups:
+        group["params"] = [one for one in group["params"] if id(one) in given]
+    optimizer.param_groups[:] = [one for one in optimizer.param_groups if one["params"]]
+    if not optimizer.param_groups:
+        raise Unsupported("the optimizer is made of the model, and is to update none of it here")

@@ -77,7 +77,8 @@ class Workload:
         uneven_terms: whether equally many samples can hold unequally many loss terms (padding):
             ranks then agree on the total before each step.
         blocks: the model's repeated blocks, in forward order; empty if it has none.
-        optimizer: the baseline optimizer's constructor.
+        optimizer: the baseline optimizer's constructor, from the parameters that are trained; or
+            from the model, where its first parameter is called `model`: groups by name are made so.
         collate: makes a batch of samples; torch's own unless said otherwise.
         batch_dependent: whether a sample's output depends on the batch it is in (BatchNorm, or
             dropout, which draws anew): micro-batches then are other mathematics than the whole.
@@ -98,7 +99,7 @@ class Workload:
     loss_terms: Callable[[Any], int] = _first_dimension
     uneven_terms: bool = False
     blocks: Callable[[nn.Module], list[nn.Module]] = lambda model: []
-    optimizer: MakeOptimizer = _adamw
+    optimizer: Callable[[Any], torch.optim.Optimizer] = _adamw
     collate: Callable[[list[Any]], Any] = default_collate
     batch_dependent: bool | None = None
     optimizer_kind: str | None = None

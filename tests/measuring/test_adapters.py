@@ -69,8 +69,8 @@ def test_what_cannot_be_adapted_is_unsupported(measured):
     record = measured("lora-attention4", "tests.training.own_workloads:plain")
     assert record.outcome.kind == "unsupported"
     assert "has no layers of attention to adapt" in record.outcome.reason
-    record = measured("lora4", "cnn-tiny")
-    assert "has no linear layers to adapt" in record.outcome.reason
+    record = measured("lora4", "tests.training.own_workloads:without_products")
+    assert "has no Linear, Conv1D or Conv2d layers to adapt" in record.outcome.reason
 
 
 def test_another_rank_than_asked_for_is_no_number(measured, monkeypatch):

@@ -1,5 +1,7 @@
 """Token models: an LSTM, Hugging Face's GPT-2 with shifted labels, a contrastive and a T5 one."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -59,6 +61,19 @@ def gpt2():
         blocks=lambda model: list(model.transformer.h),
         global_batch=8,
     )
+
+
+def _without_decay_of_vectors(model):
+    """Groups by name and shape, as nanoGPT's `configure_optimizers` makes them."""
+    named = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
+    decayed = [one for name, one in named if one.dim() >= 2 and "wpe" not in name]
+    others = [one for name, one in named if one.dim() < 2 or "wpe" in name]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=3e-4)
+
+
+def gpt2_in_groups():
+    return replace(gpt2(), optimizer=_without_decay_of_vectors)
 
 
 def _t5():

@@ -30,6 +30,8 @@ def outcome_of(workload: str, combination: str) -> Outcome:
         ("frozen:sparse", "ddp"),
         ("language:gpt2", "bf16"),
         ("language:gpt2", "ckpt1"),
+        ("language:gpt2_in_groups", "adamw-fused"),
+        ("language:gpt2_in_groups", "fsdp2"),
         ("language:t5", "ckpt1"),
         ("language:contrastive", "accum2"),
     ],

@@ -18,7 +18,7 @@ from harness.measuring.probes.counters import count
 from harness.measuring.probes.elements import elements
 from harness.measuring.probes.parity import Parity
 from harness.measuring.ranks import Group
-from harness.training.build import build, optimizer_kind
+from harness.training.build import build
 from harness.training.data import Batches
 from harness.training.step import train_step
 from harness.training.techniques import (
@@ -89,9 +89,7 @@ class Walk:
         logging.disable(logging.WARNING)
         warnings.simplefilter("ignore")
         self.workload = load(WORKLOAD)
-        self.workload = replace(
-            self.workload, optimizer_kind=optimizer_kind(self.workload), batch_dependent=False
-        )
+        self.workload = replace(self.workload, optimizer_kind="AdamW", batch_dependent=False)
         self.loaders: list[Batches] = []  # to end their workers would take torch 5 s each
         self.figures_of = cache(self._figures)
 
