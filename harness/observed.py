@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from harness.evidence import Evidence
 from harness.jsonable import Jsonable
 
 # What the time of a step goes to: waiting for the batch, the loop's functions, and what is between.
@@ -316,6 +317,7 @@ class Measurement(Jsonable):
         device: the GPU's state during the window (of several ranks, the slowest's).
         allocation_retries: how often in the window the caching allocator had to give memory back
             to the driver before it could go on.
+        evidence: what shows that the timed steps trained; None in records older than it.
     """
 
     step_s: tuple[float, ...]
@@ -352,6 +354,7 @@ class Measurement(Jsonable):
     allocation_retries: int = 0
     loss_tolerance: float = 0.0
     growth_bytes_per_step: float | None = None
+    evidence: Evidence | None = None
 
     def __post_init__(self) -> None:
         if not self.step_s or not all(0 < step_s < math.inf for step_s in self.step_s):

@@ -8,7 +8,9 @@ from itertools import count
 from typing import Any, Literal
 
 from harness.core import Case, Outcome, Record, Round
+from harness.evidence import Repetition
 from harness.machine import device_type
+from harness.measuring import beside, repeat
 from harness.measuring.ranks import guilty, merged
 from harness.measuring.settings import Settings
 from harness.measuring.team import crowded, run_ranks, too_few_cores, too_few_devices
@@ -33,6 +35,9 @@ from harness.training.workloads import of_case
 CUDA_DIFFERENCE = 1e-3
 # Ranks that share their mathematics with other ranks still add up in another order.
 RANKS_DIFFERENCE = 1e-3
+DRAWS = "the model draws random numbers, which move a step's figures"
+# What may round may draw otherwise: so many times what two draws of one step were apart.
+OF_DRAWS = 3
 NOT_JUDGED = "it is other mathematics than the baseline"
 
 
@@ -71,7 +76,10 @@ def measure(case: Case, settings: Settings, machine: Mapping[str, Any]) -> Recor
         rounds = with_period([*rounds, one])
         plan = plan.following(rounds, settings)
     try:
-        outcome = _judged(case, rounds, settings, device_type(machine))
+        randomness = _randomness(
+            case, rounds[0].case, settings, first_plan(case, settings), device_type(machine)
+        )
+        outcome = _judged(case, rounds, settings, device_type(machine), randomness)
     except Stopped as stopped:
         outcome = stopped.outcome
     return _record(case, outcome, rounds)
@@ -158,7 +166,28 @@ def _process(case: Case, settings: Settings, plan: WindowPlan, device: str) -> M
     return replace(measurement, overhead_s=wall_s - own_s)
 
 
-def _judged(case: Case, rounds: tuple[Round, ...], settings: Settings, device: str) -> Outcome:
+def _randomness(
+    case: Case, ours: Measurement, settings: Settings, plan: WindowPlan, device: str
+) -> float:
+    """How far what the model draws moves a step's figures, from the timed steps run once more.
+
+    Raises:
+        Stopped: those were other steps, or there were none.
+    """
+    assert ours.evidence is not None
+    ended = run_ranks(case, settings, plan, device, ours.evidence)
+    if any(one.death is not None or "outcome" in one.answer for one in ended):
+        told = guilty(ended)
+        raise Stopped(replace(told, reason=f"its steps could not be run again: {told.reason}"))
+    again = repeat.merged([Repetition.from_json(one.answer["repetition"]) for one in ended])
+    if reason := repeat.objection(ours.evidence, again, device):
+        raise Stopped(Outcome(kind="invalid", reason=reason))
+    return again.randomness
+
+
+def _judged(
+    case: Case, rounds: tuple[Round, ...], settings: Settings, device: str, randomness: float
+) -> Outcome:
     """`invalid` where the loss left its tolerance, or counts that must repeat did not.
 
     Where a technique is other mathematics than the baseline (None as its tolerance), the rest is
@@ -166,13 +195,15 @@ def _judged(case: Case, rounds: tuple[Round, ...], settings: Settings, device: s
     """
     if any(one.case.counters.counts != rounds[0].case.counters.counts for one in rounds):
         return Outcome(kind="invalid", reason="its operator counts differed between rounds")
+    draws = randomness > repeat.DRAWN[device]
     workload = replace(
         of_case(case),
-        batch_dependent=bool(rounds[0].case.environment["batch_dependent"]),
+        batch_dependent=bool(rounds[0].case.environment["batch_dependent"]) or draws,
         optimizer_kind=str(rounds[0].case.environment["optimizer"]),
     )
     reference = _reference(case, workload)
     if reference.combination == case.combination != case.baseline.combination:
+        _require_alike(case, rounds, None, draws)
         return _ok(f"loss not judged: {NOT_JUDGED}", *_about(rounds[0].case))
     allowed, against = tolerance(workload, case.combination), "the baseline"
     references = [one.baseline for one in rounds]
@@ -182,10 +213,13 @@ def _judged(case: Case, rounds: tuple[Round, ...], settings: Settings, device: s
             allowed += RANKS_DIFFERENCE
         references = [_reference_process(reference, settings, device)] * len(rounds)
         against = reference.chosen
+    _require_alike(case, rounds, references, draws)
     pairs = [(one, each.case) for one, each in zip(references, rounds, strict=True)]
     difference = max(parity_difference(*pair) for pair in pairs)
     if device == "cuda":
         allowed += CUDA_DIFFERENCE
+    if allowed and draws and allowed < difference <= allowed + OF_DRAWS * randomness:
+        return Outcome(kind="ok", reason=f"loss not judged: {DRAWS} ({randomness:.1e})")
     if difference > allowed:
         return Outcome(
             kind="invalid",
@@ -220,6 +254,18 @@ def _about(one: Measurement) -> Iterator[str]:
     share = 1 - counters.eager_products / counters.all_products
     if share < 1 or counters.skipped_frames:
         yield f"{share:.0%} of products compiled, {counters.skipped_frames} frames left to eager"
+
+
+def _require_alike(
+    case: Case, rounds: tuple[Round, ...], references: list[Measurement] | None, draws: bool
+) -> None:
+    for index, one in enumerate(rounds):
+        reference = references[index] if references else None
+        reason = beside.objection(
+            case.combination, one.case, reference=reference, baseline=one.baseline, draws=draws
+        )
+        if reason:
+            raise Stopped(Outcome(kind="invalid", reason=reason))
 
 
 def _reference(case: Case, workload: Workload) -> Case:

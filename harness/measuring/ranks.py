@@ -20,6 +20,7 @@ from torch._C._distributed_c10d import FileStore, PrefixStore, Store, TCPStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from harness.core import Outcome
+from harness.evidence import Evidence
 from harness.jsonable import Jsonable
 from harness.measuring.launch import Ended
 from harness.measuring.probes.device import disturbances
@@ -190,6 +191,7 @@ def _one(each: Sequence[Measurement]) -> Measurement:
         descents=each[0].descents,
         memory=_largest([one.memory for one in each]),
         counters=each[0].counters,
+        evidence=_agreed([one.evidence for one in each if one.evidence]),
         disturbances=tuple(dict.fromkeys(line for lines in told for line in lines)),
         host_bytes=sum(one.host_bytes or 0 for one in each),
         growth_bytes_per_step=max(one.growth_bytes_per_step or 0.0 for one in each),
@@ -204,6 +206,18 @@ def _one(each: Sequence[Measurement]) -> Measurement:
                 device=one.device,
             )
             for one in each
+        ),
+    )
+
+
+def _agreed(each: Sequence[Evidence]) -> Evidence:
+    """Of shards, a tensor has changed where any rank's part of it has."""
+    return replace(
+        each[0],
+        losses=tuple(map(_mean, zip(*(one.losses for one in each), strict=True))),
+        changed=max(one.changed for one in each),
+        unchanged=tuple(
+            name for name in each[0].unchanged if all(name in one.unchanged for one in each)
         ),
     )
 

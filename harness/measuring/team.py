@@ -23,13 +23,15 @@ import torch
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from harness.core import Case, StepbenchError
+from harness.evidence import Evidence
 from harness.machine import device_type
 from harness.measuring.caches import cold_caches
-from harness.measuring.launch import Ended, in_children
+from harness.measuring.launch import Ended, Task, in_children
 from harness.measuring.lock import GPUS, VISIBLE, hold_gpus
 from harness.measuring.preload import preload
 from harness.measuring.probes.device import INTERVAL_S, DeviceSampler
 from harness.measuring.ranks import Place
+from harness.measuring.repeat import repeat_case
 from harness.measuring.settings import Settings
 from harness.measuring.window_plan import WindowPlan
 from harness.measuring.worker import measure_case
@@ -134,25 +136,44 @@ def crowded(case: Case, environment: Mapping[str, Any]) -> str | None:
     return f"{case.ranks} ranks shared {cores} processors: as many devices would be faster"
 
 
-def run_ranks(case: Case, settings: Settings, plan: WindowPlan, device: str) -> list[Ended]:
-    """How each rank's fresh process ended, in order of rank."""
+def run_ranks(
+    case: Case,
+    settings: Settings,
+    plan: WindowPlan,
+    device: str,
+    repeated: Evidence | None = None,
+) -> list[Ended]:
+    """How each rank's fresh process ended, in order of rank.
+
+    They measure the case, or run the steps again of which `repeated` is the evidence.
+    """
     together = plan_of(case.combination).distributed
     ranks = case.ranks if together else 1
     if under_torchrun():
-        return _elastic().lead(case, settings, plan, device, ranks, together)
+        return _elastic().lead(case, settings, plan, device, ranks, together, repeated)
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / "meeting") if together else None
         places = [Place(rank=r, ranks=ranks, device=r, file=file) for r in range(ranks)]
-        return _fork(case, settings, plan, device, places)
+        return _fork(case, settings, plan, device, places, repeated)
 
 
 def _fork(
-    case: Case, settings: Settings, plan: WindowPlan, device: str, places: Sequence[Place]
+    case: Case,
+    settings: Settings,
+    plan: WindowPlan,
+    device: str,
+    places: Sequence[Place],
+    repeated: Evidence | None,
 ) -> list[Ended]:
     """A fresh process for each place, and the state of its GPU meanwhile beside its answer."""
     preload(imports(case.combination))
     told = (case.to_json(), settings, plan, device)
-    tasks = [(measure_case, *told, one.to_json()) for one in places]
+    tasks: list[Task] = [
+        (repeat_case, *told, one.to_json(), repeated)
+        if repeated
+        else (measure_case, *told, one.to_json())
+        for one in places
+    ]
     samplers = [DeviceSampler(one.device) for one in places] if device == "cuda" else []
 
     def sample() -> None:
@@ -219,6 +240,7 @@ class _Elastic:
         device: str,
         ranks: int,
         together: bool,
+        repeated: Evidence | None,
     ) -> list[Ended]:
         """Post the case, run rank 0's part of it, and gather how all ended."""
         self._share_gpus()
@@ -229,6 +251,7 @@ class _Elastic:
             "plan": plan.to_json(),
             "device": device,
             "place": place.to_json(),
+            "repeated": repeated.to_json() if repeated else None,
         }
         at = self.post(task)
         others = range(1, ranks if together else 1)
@@ -281,4 +304,5 @@ class _Elastic:
             WindowPlan.from_json(task["plan"]),
             task["device"],
             [Place.from_json(place)],
+            Evidence.from_json(task["repeated"]) if task["repeated"] else None,
         )[0]

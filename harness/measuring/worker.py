@@ -23,10 +23,12 @@ from harness.measuring.probes.compilation import calls, compilation
 from harness.measuring.probes.device import Clock
 from harness.measuring.probes.elements import elements
 from harness.measuring.probes.loading import Boundary, epoch_boundary
+from harness.measuring.probes.modules import Modules, narrow_under_autocast, watched
 from harness.measuring.probes.parity import DRIFT_STEPS, SAME_PARAMETER_STEPS, Parity
 from harness.measuring.probes.start import Start
 from harness.measuring.probes.surroundings import HostLoad
 from harness.measuring.probes.threads import ran_threads
+from harness.measuring.probes.timed import Timed
 from harness.measuring.probes.timing import Marks, Window, marked, time_steps
 from harness.measuring.ranks import Group, Place
 from harness.measuring.settings import Settings
@@ -86,10 +88,11 @@ def with_subject(
     work: Callable[[Subject], dict[str, Any]],
     settings: Settings,
     place: Place = ALONE,
+    kind: type[Subject] | None = None,
 ) -> dict[str, Any]:
     """What `work` answers about the case's subject, or `{"outcome": …}` where something forbids it.
 
-    This process must be fresh.
+    This process must be fresh. The subject is a `kind`, by default a plain one.
     """
     case = Case.from_json(case_json)
     cuda = device_type == "cuda"
@@ -104,7 +107,7 @@ def with_subject(
         return {"outcome": Outcome(kind="failed", reason=reason).to_json()}
     else:
         torch.cuda.set_device(device)
-    subject = Subject(case, device, place, threads)
+    subject = (kind or Subject)(case, device, place, threads)
     try:
         subject.join(settings.deadline_s)
         return work(subject)
@@ -141,6 +144,8 @@ class Subject:
     boundary: Boundary
     window_at: tuple[float, float]
     warmup_steps: int
+    timed: Timed
+    modules: Modules
     allocation_retries: int
 
     def __init__(self, case: Case, device: torch.device, place: Place, threads: int) -> None:
@@ -165,6 +170,7 @@ class Subject:
         held_before = growth.held(probe, self.steps_run)
         warm = self._warm_up(plan)
         window, disturbances, wrong_window = self._time(plan, settings.window_s, warm)
+        evidence = self.timed.evidence()
         compiled, host_bytes, fetched = compilation(), memory.host_bytes(), self.fetched
         held_after = growth.held(probe, self.steps_run)
         steady_peak, categories = self._steady_memory(probe)
@@ -175,6 +181,9 @@ class Subject:
             learning_rates=next(iter(rates), ()),
             other_learning_rates=tuple(rates[1:]),
         )
+        # A rank's shards may all be empty.
+        changed = int(self.group.worst(evidence.changed))
+        evidence = dataclasses.replace(evidence, **self._seen(), changed=changed)
         communication = self._communication()
         grown = self._growth(probe, held_before, held_after)
         self.group.worst(0.0)  # none leaves while another still needs it
@@ -212,6 +221,7 @@ class Subject:
             allocation_retries=self.allocation_retries,
             compilation=compiled,
             unproved=inside_the_model(self.case.combination) if compiled else (),
+            evidence=evidence,
         )
         proofs = (
             f"{technique.name} was not active: {reason}"
@@ -219,7 +229,7 @@ class Subject:
             if (reason := technique.proof(counted, self.site.plan))
         )
         still = None if counted.parameters_changed else "the update changed no parameter"
-        objections = (parity.objection(), wrong_window, still, *proofs)
+        objections = (parity.objection(), wrong_window, evidence.objection(), still, *proofs)
         return measurement, next(filter(None, objections), None)
 
     def prepare(self) -> None:
@@ -277,10 +287,10 @@ class Subject:
         self.fetched.append(Fetched(self.batches.index, wait_s, tokens))
         return host
 
-    def _step(self) -> None:
+    def _step(self, loop: Loop | None = None) -> None:
         host = self._next()
         self.marks.mark("data")
-        train_step(self.marked_loop, host, self.site)
+        train_step(loop or self.marked_loop, host, self.site)
 
     def _parity(self, probe: memory.MemoryProbe) -> tuple[Parity, Peak]:
         self.phase = "warm-up"
@@ -336,12 +346,14 @@ class Subject:
         for _ in range(WINDOW_TRIES):
             self.fetched.clear()
             self.warmup_steps = self.steps_run
+            self.timed = Timed(self.loop, begins=self.steps_run)
+            loop = marked(self.timed.loop, self.marks)
             scale, load_before = self.loop.loss_scale(), HostLoad.read(processes)
             retries = self._allocation_retries()
             self.group.worst(0.0)  # all begin together
             began_s = time.monotonic()
             window, samples = time_window(
-                self._step,
+                partial(self._step, loop),
                 steps,
                 self.group,
                 marks=self.marks,
@@ -401,7 +413,7 @@ class Subject:
         compiled = self._compiled_calls()
 
         def eager_step(loop: Loop) -> None:
-            with torch.compiler.set_stance("force_eager"):
+            with torch.compiler.set_stance("force_eager"), watched(loop.model) as self.modules:
                 train_step(loop, self.first, self.site)
 
         counted = counters.count(
@@ -424,6 +436,14 @@ class Subject:
         return boundary.pause_s, dataclasses.replace(
             counted, shares=shares, parameters_changed=changed
         )
+
+    def _seen(self) -> dict[str, Any]:
+        """The fields of Evidence about single modules."""
+        narrow: tuple[str, ...] = ()
+        if self.case == self.case.baseline:
+            narrow = narrow_under_autocast(self.loop, self.first, self.site)
+        kernel_chosen = "attention" in self.case.combination.techniques
+        return {**self.modules.fields(kernel_chosen=kernel_chosen), "narrow_modules": narrow}
 
     def _compiled_calls(self) -> dict[str, int]:
         if compilation() is None:

@@ -34,6 +34,7 @@ class Batches:
     loaded, by their index in that order, counted through the epochs.
 
     Attributes:
+        dataset: what the batches are made of.
         epoch: number of the epoch that the last batch came from.
         index: of the last batch, counted through the epochs.
         drawn: batches whose samples were handed out to be loaded.
@@ -55,7 +56,7 @@ class Batches:
         self.left_out, self.index = left_out, -1
         self.epoch = self.drawn = self.received = self.most_ahead = 0
         self.loaded_by = os.getpid()
-        dataset = _dataset(workload, batches_an_epoch)
+        self.dataset = dataset = _dataset(workload, batches_an_epoch)
         # torch's own sampler that knows epochs; one replica is the whole data.
         self._sampler: DistributedSampler[Any] = DistributedSampler(
             dataset, num_replicas=1, rank=0, seed=workload.seed, drop_last=True
@@ -96,10 +97,11 @@ class Batches:
                 self.loaded_by = loaded_by
                 self.received += 1
                 self.most_ahead = max(self.most_ahead, self.drawn - self.received)
-                yield _as_pair(batch)
+                yield as_pair(batch)
 
 
-def _as_pair(batch: Any) -> HostBatch:
+def as_pair(batch: Any) -> HostBatch:
+    """(inputs, targets) of what was collated; of one thing, that twice."""
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return batch[0], batch[1]
     return batch, batch
