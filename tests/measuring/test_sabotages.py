@@ -340,9 +340,9 @@ def one_layers_gradient(of: Loop) -> Loop:
 TABLE = [
     # What happens in the timed steps only, or from some step on.
     Sabotage(
-        "parameters are lost from step 7 on",
+        "parameters are lost after parity",
         "baseline",
-        loop(after_update(lambda of, number: spoil(of) if number == 7 else None)),
+        loop(after_update(lambda of, number: spoil(of) if number == 9 else None)),
         "timed step 1 had loss nan",
     ),
     Sabotage(
