@@ -579,3 +579,11 @@ def test_no_sabotage_is_ok(measured, monkeypatch, sabotage):
     outcome = measured(sabotage.combination, sabotage.workload).outcome
     assert outcome.kind == "invalid", outcome
     assert sabotage.told in outcome.reason
+
+
+@pytest.mark.parametrize("name", ["baseline", "bf16", "ckpt1", "accum2"])
+def test_a_model_that_draws_is_no_sabotage(measured, name):
+    outcome = measured(name, "tests.training.own_workloads:stochastic_depth").outcome
+    assert outcome.ok, outcome
+    # Micro-batches draw anew; nobody had to say so.
+    assert name != "accum2" or outcome.reason.startswith("loss not judged")

@@ -465,3 +465,19 @@ def longer_from_batch_12():
         loss=lambda output, label: functional.cross_entropy(output.flatten(0, 1), label.flatten()),
         loss_terms=torch.numel,
     )
+
+
+class Dropped(nn.Module):
+    """A layer that some samples pass by, drawn in the type of its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, hidden):
+        kept = torch.rand(len(hidden), 1, dtype=hidden.dtype) < 0.7
+        return hidden + self.inner(hidden) * kept
+
+
+def stochastic_depth():
+    return _of_blocks(Dropped)
