@@ -23,7 +23,7 @@ from harness.training.types import Axis, Loop, Loss, Plan, Site, Technique, Unsu
 BACKEND = "inductor"
 # By this name dynamo tells the loss' graphs from the model's.
 LOSS = "loss_of_output"
-# Of the products, in graphs: what dynamo gives up of an honest model (recurrences) is told, not judged.
+# Of the products, in graphs: recurrences and the like that dynamo gives up are told, not judged.
 LEAST_SHARE = 0.25
 # Fused kernels round in other places and add up in another order.
 TOLERANCE = 1e-3
