@@ -184,7 +184,8 @@ class Memory(Jsonable):
     What is offloaded to the host is in no category. `working_bytes` is the peak beyond parameters
     and optimizer state: activations, temporaries and those gradients that exist when it is reached
     (not all do: each is made during backward). `method` names how the peaks were read: unlike
-    methods are never compared.
+    methods are never compared. `process_peak_bytes` is what the process held in a steady step
+    beyond its state before the build, in tensors or not (on a CPU; None where it is not told).
     """
 
     method: str
@@ -194,6 +195,7 @@ class Memory(Jsonable):
     parameter_bytes: int
     gradient_bytes: int
     optimizer_bytes: int
+    process_peak_bytes: int | None = None
 
     @property
     def working_bytes(self) -> int:

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from harness.core import Case, Outcome, Phase, StepbenchError
 from harness.measuring.environment import environment
 from harness.measuring.outcomes import outcome_of
-from harness.measuring.probes import counters, growth, memory
+from harness.measuring.probes import counters, growth, memory, resident
 from harness.measuring.probes.communication import STEPS as WATCHED_STEPS
 from harness.measuring.probes.communication import watched_steps
 from harness.measuring.probes.compilation import calls, compilation
@@ -162,9 +162,11 @@ class Subject:
     def measure(self, settings: Settings, plan: WindowPlan) -> tuple[Measurement, str | None]:
         """The measurement, and why it would be wrong to believe it (or None)."""
         probe = memory.memory_probe(self.device)
-        began = time.perf_counter()
+        began, at_first = time.perf_counter(), resident.anonymous_bytes()
         _, build_peak = probe.watch(self._build)
+        built = resident.anonymous_bytes()
         probe.apart(lambda: self._open_data(plan))
+        own = at_first + resident.anonymous_bytes() - built  # with the data, as in the other peaks
         build_s = time.perf_counter() - began
         parity, first_peak = self._parity(probe)
         held_before = growth.held(probe, self.steps_run)
@@ -173,6 +175,7 @@ class Subject:
         evidence = self.timed.evidence()
         compiled, host_bytes, fetched = compilation(), memory.host_bytes(), self.fetched
         held_after = growth.held(probe, self.steps_run)
+        process_peak = self._process_peak(own)
         steady_peak, categories = self._steady_memory(probe)
         pause_s, counted = self._count()
         rates = [*zip(*parity.learning_rates, strict=True)]  # of each parameter group
@@ -208,6 +211,7 @@ class Subject:
                 build=build_peak,
                 first_step=first_peak,
                 steady_step=steady_peak,
+                process_peak_bytes=process_peak,
                 **categories,
             ),
             counters=counted,
@@ -382,6 +386,14 @@ class Subject:
         if self.device.type != "cuda":
             return 0
         return int(torch.cuda.memory_stats(self.device)["num_alloc_retries"])
+
+    def _process_peak(self, own: int) -> int | None:
+        """The most that the process holds in a step beyond `own` bytes; None on a device."""
+        if self.device.type != "cpu":
+            return None
+        self.steps_run += 1
+        most = resident.anonymous_peak_bytes(lambda: train_step(self.loop, self.first, self.site))
+        return None if most is None else max(0, most - own)
 
     def _steady_memory(self, probe: memory.MemoryProbe) -> tuple[Peak, dict[str, int]]:
         categories: dict[str, int] = {}

@@ -37,7 +37,8 @@ class Figures:
     seconds of `step_s` that each part of a step takes, "communication" being what collectives add
     to the others without being hidden. A record from before any of this was observed has None for
     its figures. `set_aside` rounds are in none of them. `utilization` is MFU,
-    where the hardware's peak is known. `growth_bytes_per_step` is what each step keeps.
+    where the hardware's peak is known. `growth_bytes_per_step` is what each step keeps,
+    `process_peak_bytes` the peak of the process with all that is no tensor.
     """
 
     step_s: float
@@ -66,6 +67,7 @@ class Figures:
     scaling: Scaling | None = None
     unproved: tuple[str, ...] = ()
     growth_bytes_per_step: float | None = None
+    process_peak_bytes: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,6 +245,7 @@ def _medians(processes: Sequence[Measurement]) -> dict[str, Any]:
         if observed
         else None,
         "host_bytes": median(lambda one: one.host_bytes or 0) if observed else None,
+        "process_peak_bytes": median(lambda one: one.memory.process_peak_bytes or 0) or None,
         "growth_bytes_per_step": _growth_bytes_per_step(processes),
         "epoch_pause_s": median(lambda one: one.epoch_pause_s or 0.0) if observed else None,
     }

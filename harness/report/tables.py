@@ -59,6 +59,13 @@ STATE_COLUMNS: dict[str, Callable[[Figures], str]] = {
 TRAINED_COLUMNS: dict[str, Callable[[Figures], str]] = {
     "trained": lambda one: "" if one.trained_share is None else f"{one.trained_share:.2%}",
 }
+# Shown where a process held so much more than its tensors.
+PARTED_BYTES = 8 * 2**20
+PROCESS_COLUMNS: dict[str, Callable[[Figures], str]] = {
+    "process MiB": lambda one: (
+        formats.mebibytes(one.process_peak_bytes) if one.process_peak_bytes else ""
+    ),
+}
 # Shown where memory grows with the steps, beyond what the probe takes for none.
 GROWTH_COLUMNS: dict[str, Callable[[Figures], str]] = {
     "growth MiB": lambda one: (
@@ -122,6 +129,10 @@ LOADING_LEGEND = (
 )
 STATE_LEGEND = "state/param: bytes of optimizer state over those of the parameters."
 TRAINED_LEGEND = "trained: part of the parameters that had a gradient."
+PROCESS_LEGEND = (
+    "process MiB: peak of the process beyond its state before the build, with what is no tensor "
+    "(NumPy's arrays, libraries' scratch); shown from 8 MiB beyond the tensors' peak on."
+)
 GROWTH_LEGEND = "growth: memory that each step keeps for good, from 64 KiB a step on: a leak."
 COMPILE_LEGEND = (
     "compile s: seconds in the compiler from empty caches, in no step; graphs: what it made; "
@@ -209,6 +220,7 @@ def _columns(table: Table) -> tuple[dict[str, Callable[[Figures], str]], list[st
         (MFU_COLUMN, bool(legend(table.run.machine)), legend(table.run.machine) or ""),
         (STATE_COLUMNS, _differ(STATE_COLUMNS, figures), STATE_LEGEND),
         (TRAINED_COLUMNS, _dead(figures) or _differ(TRAINED_COLUMNS, figures), TRAINED_LEGEND),
+        (PROCESS_COLUMNS, any(map(_parted, figures)), PROCESS_LEGEND),
         (GROWTH_COLUMNS, any(one.growth_bytes_per_step for one in figures), GROWTH_LEGEND),
         (COMPILE_COLUMNS, any(one.compilation for one in figures), COMPILE_LEGEND),
         (SCALING_COLUMNS, any(one.scaling for one in figures), SCALING_LEGEND),
@@ -228,6 +240,10 @@ def _delayed(figures: Figures) -> bool:
 
 def _differ(columns: Mapping[str, Callable[[Figures], str]], figures: Sequence[Figures]) -> bool:
     return any(len({show(one) for one in figures}) > 1 for show in columns.values())
+
+
+def _parted(one: Figures) -> bool:
+    return (one.process_peak_bytes or 0) - one.peak_bytes > PARTED_BYTES
 
 
 def _dead(figures: Sequence[Figures]) -> bool:

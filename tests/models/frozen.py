@@ -1,5 +1,6 @@
 """Models of which a part is frozen, did not run, or gets no gradient."""
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -61,6 +62,28 @@ def workload(model, **options):
         }
         | options
     )
+
+
+class InNumpy(Stack):
+    """Holds 16 MiB for backward that are no tensor."""
+
+    def forward(self, hidden):
+        return super().forward(_Held.apply(hidden))
+
+
+class _Held(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden):
+        ctx.held = np.ones(2**21)
+        return hidden.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * float(ctx.held[0])
+
+
+def in_numpy():
+    return workload(InNumpy)
 
 
 class PartlyFrozen(Stack):

@@ -6,7 +6,9 @@ from harness.core import LONGEST_REASON, Case, Outcome
 from harness.measuring.measure import measure
 from harness.measuring.settings import Settings
 from harness.measuring.sweep import this_machine
+from harness.report.tables import terminal
 from harness.training.techniques import compiling, parse, plan_of
+from tests.synthetic import run_file
 
 QUICK = Settings(rounds=1, extra_rounds=0, max_steps=10, min_steps=10, deadline_s=60)
 
@@ -79,6 +81,17 @@ def test_what_the_compiler_gives_up_is_not_called_invalid(monkeypatch):
         "unsupported",
         "torch.compile gave up 1 frames of the model and compiled none",
     )
+
+
+def test_what_is_no_tensor_is_in_the_peak_of_the_process():
+    case = Case(workload="tests.models.frozen:in_numpy")
+    record = measure(case, QUICK, this_machine())
+    memory = record.rounds[0].case.memory
+    if memory.process_peak_bytes is None:
+        pytest.skip("this kernel does not set the mark of the most resident memory back")
+    assert memory.steady_step.allocated_bytes < 4 * 2**20
+    assert 16 * 2**20 < memory.process_peak_bytes < 32 * 2**20
+    assert "process MiB" in terminal(run_file([record]))
 
 
 def test_a_long_reason_is_cut_and_kept():

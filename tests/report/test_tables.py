@@ -173,6 +173,7 @@ def test_json_has_base_units_and_null_where_there_is_no_finite_number():
         "trained_share": None,
         "unproved": [],
         "growth_bytes_per_step": None,
+        "process_peak_bytes": None,
     }
     assert fp16["figures"]["loss_difference"] is None
     assert tf32["figures"] is None
