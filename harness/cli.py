@@ -61,6 +61,12 @@ def stepbench() -> None:
     help="Grow the global batch with the ranks (weak scaling) instead of splitting it over them.",
 )
 @click.option("-r", "--rounds", default=2, show_default=True, help="6 or more give intervals.")
+@click.option(
+    "--extra-rounds",
+    default=2,
+    show_default=True,
+    help="Measure at most so many contended rounds again; 0 forbids it.",
+)
 @click.option("--steps", default=20, show_default=True, help="Most timed steps a process.")
 @THREADS
 @click.option("--minutes", type=float, help="Start no case after so long, and exit with 3.")
@@ -77,6 +83,7 @@ def run(
     ranks: str | None,
     weak: bool,
     rounds: int,
+    extra_rounds: int,
     steps: int,
     threads: int,
     minutes: float | None,
@@ -87,7 +94,8 @@ def run(
 ) -> int:
     """Measure combinations beside their baseline and print the table.
 
-    Without any, every example of every axis is measured alone. A run that was interrupted is
+    Names are measured each as it stands, --vary as a product of its axes, both together as the
+    union. Without any, every example of every axis is measured alone. A run that was interrupted is
     continued by the same command: what it has measured is kept.
 
     \b
@@ -118,7 +126,13 @@ def run(
     if not leads():
         return follow()
     require_threads(threads, this_machine(), (*combinations, *choices))
-    settings = Settings(rounds=rounds, max_steps=steps, min_steps=min(5, steps), threads=threads)
+    settings = Settings(
+        rounds=rounds,
+        extra_rounds=max(0, extra_rounds),
+        max_steps=steps,
+        min_steps=min(5, steps),
+        threads=threads,
+    )
     named = canonical(workload) if workload else default(this_machine())
     each = numbers(ranks) if ranks is not None else [default_ranks(this_machine())]
     cases = sweep_of(named, combinations, choices, ranks=each, weak=weak)
