@@ -150,7 +150,8 @@ LEGEND = (
     "steady step / the baseline's, below 1 needs less.",
     "grad+act: the peak beyond parameters and optimizer state; loss diff: largest relative "
     "difference of loss or gradient norm from the baseline, drift over the first updates "
-    "included, 0 is bit-equal; items: tokens or images, what the loss is a mean over; 1 MiB = 2^20 bytes.",
+    "included, 0 is bit-equal; items: tokens or images, what the loss is a mean over; "
+    "1 MiB = 2^20 bytes.",
 )
 
 
