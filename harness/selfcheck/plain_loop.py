@@ -10,12 +10,17 @@ from harness.training.data import Batches
 from harness.training.types import Plan, Workload
 
 
-def plain_step(workload: Workload, device: torch.device) -> Callable[[], None]:
-    """Build the model with its optimizer on the device; calling the result is one step."""
+def plain_step(
+    workload: Workload, device: torch.device, *, left_out: range = range(0)
+) -> Callable[[], None]:
+    """Build the model with its optimizer on the device; calling the result is one step.
+
+    It takes the batches in their order, but for those `left_out` by their index.
+    """
     torch.manual_seed(workload.seed)
     model = workload.model().to(device)
     optimizer = workload.optimizer(model.parameters())
-    batches = Batches(workload, Plan())
+    batches = Batches(workload, Plan(), left_out=left_out)
     assert workload.loss is not None
     loss = workload.loss
 

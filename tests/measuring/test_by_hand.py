@@ -1,11 +1,16 @@
 """What `make overhead` calls right, by figures made by hand."""
 
+from dataclasses import replace
+
 import pytest
 
-from benchmarks.by_hand import right
+from benchmarks import by_hand
+from benchmarks.by_hand import UNEVEN, UNEVEN_WINDOW, right
+from harness.measuring.window_plan import PARITY_STEPS
 from harness.stats import Estimate
 
 EQUAL = Estimate(median=1.0, low=0.995, high=1.005, rounds=60)
+OFF = Estimate(median=1.06, low=0.9, high=1.2, rounds=8)
 SLOWER = Estimate(median=1.01, low=1.005, high=1.015, rounds=60)
 
 
@@ -20,4 +25,18 @@ SLOWER = Estimate(median=1.01, low=1.005, high=1.015, rounds=60)
     ],
 )
 def test_a_process_cost_is_limited_on_a_cpu_and_a_step_s_everywhere(ratio, costs, device, told):
-    assert right(ratio, costs, device) is told
+    assert right(ratio, [EQUAL, EQUAL], costs, device) is told
+    assert not right(ratio, [EQUAL, OFF], costs, device)
+
+
+@pytest.mark.parametrize("name", UNEVEN)
+def test_a_plain_loop_takes_the_batches_of_the_window(name, monkeypatch):
+    asked = []
+
+    def step(workload, device, left_out):
+        return lambda: asked.append(left_out)
+
+    monkeypatch.setattr(by_hand, "plain_step", step)
+    plan = replace(UNEVEN_WINDOW, first_batch=PARITY_STEPS + 25)
+    by_hand.plain_s(name, "cpu", plan)
+    assert asked == [range(PARITY_STEPS, PARITY_STEPS + 20)] * (PARITY_STEPS + 5 + 20)

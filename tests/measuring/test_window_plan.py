@@ -20,7 +20,7 @@ from harness.training.workloads import load
 from tests.synthetic import case as synthetic_case
 from tests.synthetic import measurement, record
 
-OWN = "tests.training.own_workloads"
+TEXTS = "harness.selfcheck.uneven:texts@tokens=5,samples=64"
 SETTINGS = Settings()
 FIRST = PARITY_STEPS + 2
 PLAN = WindowPlan(first_batch=FIRST, warmup_steps=2, least_steps=5, most_steps=20)
@@ -119,9 +119,9 @@ def test_sides_time_the_same_batches_and_rounds_walk_on(machine, name):
 def test_the_loss_terms_are_those_of_the_batches_by_hand(machine):
     """Lengths differ from batch to batch, and an epoch has few of them: the window wraps."""
     settings = Settings(rounds=2, extra_rounds=0, max_steps=6, min_steps=6)
-    told = measure(Case(workload=f"{OWN}:of_unequal_lengths"), settings, machine)
+    told = measure(Case(workload=TEXTS), settings, machine)
     assert told.outcome.ok, told.outcome
-    workload = load(f"{OWN}:of_unequal_lengths")
+    workload = load(TEXTS)
     batches = Batches(workload, Plan())
     terms = [workload.loss_terms(next(batches)[1]) for _ in range(64)]
     for one in told.rounds:

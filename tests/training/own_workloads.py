@@ -419,32 +419,6 @@ def caching():
     )
 
 
-class Texts(Dataset):
-    """64 texts whose lengths are log-normal, from a few tokens to a few hundred."""
-
-    def __init__(self, scale):
-        draw = torch.Generator().manual_seed(7)
-        lengths = torch.randn(SAMPLES, generator=draw).mul(0.8).exp().mul(scale).long() + 2
-        self.texts = [torch.randint(CLASSES, (int(one),), generator=draw) for one in lengths]
-
-    def __len__(self):
-        return SAMPLES
-
-    def __getitem__(self, index):
-        return self.texts[index][:-1], self.texts[index][1:]
-
-
-def _padded(samples):
-    inputs, targets = zip(*samples, strict=True)
-    pad = nn.utils.rnn.pad_sequence
-    return pad(inputs, batch_first=True), pad(targets, batch_first=True, padding_value=-100)
-
-
-def of_unequal_lengths(scale=20):
-    """Texts padded to the longest of their batch."""
-    return replace(ragged, dataset=lambda: Texts(scale), collate=_padded)
-
-
 class Longer(Points):
     """Sequences of 4 points in the first three epochs, of four batches each; then of 6."""
 
