@@ -39,6 +39,7 @@ NEEDED = {
     "torch": "torch",
     "click": "click",
     "numpy": "numpy",
+    "packaging": "packaging",
     "psutil": "psutil",
     "pynvml": "nvidia-ml-py",
     "rich": "rich",
@@ -49,10 +50,14 @@ TIME_RAN_OUT, TOOK_TOO_LONG = 3, 124
 # With less time left than this, nothing is worth starting.
 LEAST_S = 15.0
 PACK_EVERY_S = 15.0
+# A driver that has fallen over lets it wait for ever.
+NVIDIA_SMI_S = 30.0
 # A step that is interrupted takes back the case that it is at.
 WITHDRAW_S = 10.0
 SHOWN_LINES = 60
 PR_SET_PDEATHSIG = 1
+# How a run's file begins the line of a case that is being measured.
+BEGUN = b'{"kind": "begin"'
 GPU_LINES = re.compile(
     r"Product Name|Driver Version|CUDA Version|Power Limit|Power Draw|MIG Mode|Clocks|"
     r"^\s+(Graphics|SM|Memory|Video) +: .*MHz|Slowdown +: Active"
@@ -102,6 +107,13 @@ class Host:
 def main(arguments: Sequence[str] | None = None, steps: Sequence[Step] = STEPS) -> int:
     """Walk the list, pack, and say how to go on; the exit code."""
     chosen = _parser().parse_args(arguments)
+    names = {step.name for step in steps}
+    if unknown := [name for name in chosen.again if name not in names]:
+        print(
+            f"stepbench: --again {unknown[0]}: there are {', '.join(sorted(names))}",
+            file=sys.stderr,
+        )
+        return 2
     until_s = time.monotonic() + 60 * chosen.minutes
     signal.signal(signal.SIGTERM, _stop)
     site = ROOT / ".asv" / "site"
@@ -223,10 +235,16 @@ def _stop(number: int, frame: Any) -> None:
 
 def _gpu() -> str:
     """What `nvidia-smi -q` says, its card, limits and clocks printed."""
+    command = ["nvidia-smi", "-q"]
     try:
-        done = subprocess.run(["nvidia-smi", "-q"], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=NVIDIA_SMI_S
+        )
     except OSError:
         print("nvidia-smi is not here")
+        return ""
+    except subprocess.TimeoutExpired:
+        print(f"nvidia-smi gave no answer in {NVIDIA_SMI_S:g} s")
         return ""
     told = done.stdout + done.stderr
     print("\n".join(line for line in told.splitlines() if GPU_LINES.search(line)) or told)
@@ -273,11 +291,14 @@ def _pack(results: Path, archive: Path) -> None:
     made = archive.with_name(f"{archive.name}.new")
     with tarfile.open(made, "w:gz") as packed:
         for path in sorted({*results.rglob("*.jsonl"), *results.rglob("bare-host/*/*.log")}):
-            content = path.read_bytes()
+            try:
+                content, mtime = path.read_bytes(), int(path.stat().st_mtime)
+            except FileNotFoundError:  # a run that could not be begun takes its file back
+                continue
             if path.suffix == ".jsonl":
                 content = _settled(content)
             member = tarfile.TarInfo(str(Path("results") / path.relative_to(results)))
-            member.size, member.mtime = len(content), int(path.stat().st_mtime)
+            member.size, member.mtime = len(content), mtime
             packed.addfile(member, io.BytesIO(content))
     made.replace(archive)
 
@@ -288,9 +309,8 @@ def _settled(lines: bytes) -> bytes:
     Where the archive is gone on from, that case is measured and has not died.
     """
     whole = lines[: lines.rfind(b"\n") + 1]
-    last = whole.splitlines(keepends=True)[-1:]
-    begun = any(json.loads(line).get("kind") == "begin" for line in last)
-    return whole.removesuffix(last[0]) if begun else whole
+    last = b"".join(whole.splitlines(keepends=True)[-1:])
+    return whole.removesuffix(last) if last.startswith(BEGUN) else whole
 
 
 if __name__ == "__main__":

@@ -39,14 +39,18 @@ def device(as_json: bool) -> int:
     from harness.selfcheck.device import CHECKS
 
     machine = claimed_machine()
-    findings = []
-    for check in CHECKS:
-        findings.append(finding := find_out(check, machine))
-        click.echo(f"{finding.name}: {finding.outcome}: {finding.reason}", err=True)
-    if as_json:
-        tell({"machine": machine, "checks": [one.to_json() for one in findings]})
-    else:
-        tell(_terminal(findings, shutil.get_terminal_size().columns))
+    findings: list[Finding] = []
+    try:
+        for check in CHECKS:
+            findings.append(finding := find_out(check, machine))
+            click.echo(f"{finding.name}: {finding.outcome}: {finding.reason}", err=True)
+            if finding.traceback:  # at once: whatever ends this process, its log has it
+                click.echo(finding.traceback, err=True)
+    finally:  # stopped by Ctrl-C, too
+        if as_json:
+            tell({"machine": machine, "checks": [one.to_json() for one in findings]})
+        elif findings:
+            tell(_terminal(findings, shutil.get_terminal_size().columns))
     return int(any(one.outcome == "does not" for one in findings))
 
 

@@ -1,5 +1,6 @@
 """The script for a host without a network: limited time, resumed, packed, told what is missing."""
 
+import ast
 import json
 import os
 import signal
@@ -173,6 +174,34 @@ def host(folder, seconds=60.0):
     )
 
 
+def test_a_step_that_is_not_there_cannot_be_repeated(tmp_path, capsys):
+    steps = [step("one", "-c pass"), step("two", "-c pass")]
+    assert module.main(["--again", "one", "thre"], steps) == 2
+    assert capsys.readouterr().err == "stepbench: --again thre: there are one, two\n"
+
+
+def test_what_the_steps_import_is_what_a_host_needs():
+    imported = set()
+    for path in (ROOT / "harness").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {one.name.partition(".")[0] for one in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(str(node.module).partition(".")[0])
+    # What is optional, and what draws pages, keeps a history or asserts in a test suite.
+    elsewhere = {"PIL", "bitsandbytes", "peft", "torchao", "asv", "asv_runner", "plotly", "pytest"}
+    assert imported - sys.stdlib_module_names - elsewhere - {"harness"} == set(module.NEEDED)
+
+
+def test_what_is_packed_may_vanish_meanwhile(tmp_path, monkeypatch):
+    kept, gone = tmp_path / "kept.jsonl", tmp_path / "gone.jsonl"
+    kept.write_text("{}\n")
+    monkeypatch.setattr(Path, "rglob", lambda *_: [kept, gone])
+    module._pack(tmp_path, tmp_path / ARCHIVE)
+    with tarfile.open(tmp_path / ARCHIVE) as opened:
+        assert opened.getnames() == ["results/kept.jsonl"]
+
+
 def step(name, command, limit_s=300.0):
     return Step(name=name, gpu=command, cpu=command, limit_s=limit_s)
 
@@ -216,6 +245,8 @@ def test_steps_run_in_order_once_or_again_while_there_is_time(tmp_path, monkeypa
         (b'{"kind": "run"}\n{"kind": "beg', b'{"kind": "run"}\n'),
         (b'{"kind": "begin"}\n{"kind": "record"}\n', b'{"kind": "begin"}\n{"kind": "record"}\n'),
         (b"", b""),
+        (b'{"kind": "record"}\ntorn\n', b'{"kind": "record"}\ntorn\n'),
+        (b'{"at": 1}\n[2]\n', b'{"at": 1}\n[2]\n'),
     ],
 )
 def test_what_is_packed_holds_no_case_that_has_only_begun(lines, kept):
@@ -236,6 +267,16 @@ def test_the_card_s_limits_and_clocks_are_printed(tmp_path, monkeypatch, capsys)
         "Max Power Limit",
         "SM",
     ]
+
+
+def test_a_driver_that_hangs_does_not_hang_the_call(tmp_path, monkeypatch, capsys):
+    fake = tmp_path / "nvidia-smi"
+    fake.write_text("#!/bin/sh\nexec sleep 60\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(module, "NVIDIA_SMI_S", 0.2)
+    assert module._gpu() == ""
+    assert capsys.readouterr().out == "nvidia-smi gave no answer in 0.2 s\n"
 
 
 def test_without_nvidia_smi_that_is_said(tmp_path, monkeypatch, capsys):

@@ -125,7 +125,11 @@ def test_an_unreadable_header_is_one_clear_line_and_others_are_still_read(
 def test_a_run_that_is_not_closed_is_continued_by_its_equal(tmp_path):
     file = RunFile.create(tmp_path, run())
     file.add(BF16)
-    later = run("20260201T000000Z-ffffff", started_at="2026-02-01T00:00:00+00:00")
+    later = run(
+        "20260201T000000Z-ffffff",
+        started_at="2026-02-01T00:00:00+00:00",
+        machine=run().machine | {"memory_bytes": 1},  # another host of its kind
+    )
     continued = open_run(tmp_path, later)
     assert (continued.path, continued.records) == (file.path, [BF16])
 

@@ -51,6 +51,7 @@ def overlay(project: Path, file: Path, tree: Path) -> str:
     if copy.with_suffix("").is_dir():
         raise StepbenchError(f"an older tree has a folder {name.with_suffix('')} in {name}'s place")
     copy.parent.mkdir(parents=True, exist_ok=True)
+    copy.unlink(missing_ok=True)  # a link there may lead out of the tree
     shutil.copyfile(file, copy)
     return name.as_posix()
 

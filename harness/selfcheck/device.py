@@ -83,8 +83,6 @@ CHECKS: tuple[Check, ...] = (
     trains("bf16+sdpa-cudnn", "cuDNN's attention"),
     trains("bf16+accum2+ckpt1", "accumulation with checkpointing"),
     trains("workers2", "loader workers"),
-    trains("compile", "torch.compile", COMPILING_S),
-    trains("compile-overhead", "torch.compile that replays CUDA graphs", COMPILING_S),
     trains("bf16+fp8", "8-bit floats by torchao"),
     trains("offload-activations", "activations in host memory"),
     trains("offload-optimizer", "optimizer state and update in host memory"),
@@ -98,4 +96,7 @@ CHECKS: tuple[Check, ...] = (
         )
         for phase in ("build", "forward", "backward", "update")
     ),
+    # Last: they take longest, and a host's time may end before.
+    trains("compile", "torch.compile", COMPILING_S),
+    trains("compile-overhead", "torch.compile that replays CUDA graphs", COMPILING_S),
 )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from harness.core import MEASURE_VERSION, StepbenchError
+from harness.machine import differing_key
 
 
 def opened(file: Path, machine: Mapping[str, Any]) -> Path:
@@ -18,14 +19,16 @@ def opened(file: Path, machine: Mapping[str, Any]) -> Path:
     Raises:
         StepbenchError: it was measured on something else.
     """
-    header = {"machine": machine, "torch": torch.__version__, "ruler": MEASURE_VERSION}
+    header = {"torch": torch.__version__, "ruler": MEASURE_VERSION}
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        add(file, header)
+        add(file, {"machine": machine, **header})
     known = json.loads(file.read_text(encoding="utf-8").partition("\n")[0])
-    for key, value in header.items():
-        if known[key] != value:
-            raise StepbenchError(f"{file}: {key}: {known[key]} against {value}; move it away first")
+    unlike = (
+        f"{key}: {known[key]} against {new}" for key, new in header.items() if known[key] != new
+    )
+    if differing := differing_key(known["machine"], machine) or next(unlike, None):
+        raise StepbenchError(f"{file}: {differing}; move it away first")
     return file
 
 

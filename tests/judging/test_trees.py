@@ -101,6 +101,20 @@ def test_todays_file_stands_in_a_copy_of_a_commit_that_lacks_it(project):
         assert tree.name.endswith("with today's new/work.py")
 
 
+def test_todays_file_takes_a_link_s_place_and_not_what_it_leads_to(project, tmp_path):
+    outside, link = tmp_path / "outside.py", project / "sub/work.py"
+    outside.write_text("kept\n")
+    link.symlink_to(outside)
+    git(project, "add", "-A")
+    git(project, "commit", "-q", "-m", "a link")
+    link.unlink()
+    link.write_text("today\n")
+    at = Project.at(project / "sub")
+    with at.tree(at.commit("HEAD"), link) as tree:
+        assert (tree.folder / "work.py").read_text() == "today\n"
+    assert outside.read_text() == "kept\n"
+
+
 def test_a_workload_file_that_cannot_stand_there_is_told(project):
     at = Project.at(project / "sub")
 

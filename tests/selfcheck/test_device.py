@@ -16,7 +16,7 @@ from harness.measuring.probes.device import Sample
 from harness.measuring.probes.timing import Window
 from harness.measuring.sweep import this_machine
 from harness.observed import Peak
-from harness.selfcheck import cases, device, greedy, host_parts, torch_parts
+from harness.selfcheck import cases, checking, device, greedy, host_parts, torch_parts
 from harness.selfcheck.checking import Check, DoesNotWork, NotHere, find_out
 from tests.synthetic import MACHINE, MIB
 
@@ -92,6 +92,22 @@ def test_a_broken_check_is_told_with_its_traceback_and_exit_code_1(selfcheck):
     assert "1 works, 1 does not, 0 not here" in table
     assert max(map(len, table.partition("\n\n")[0].splitlines())) == 80
     assert lines.count("wide") == 3  # the whole reason
+
+
+def test_what_was_found_is_told_at_once_and_shown_though_a_person_stops_it(selfcheck, monkeypatch):
+    def stopped(machine):
+        raise AssertionError("it runs in a child")
+
+    def found(one, machine):
+        if one.run is stopped:
+            raise KeyboardInterrupt
+        return find_out(one, machine)
+
+    monkeypatch.setattr(checking, "find_out", found)
+    _, table, lines = selfcheck(check(broken), check(stopped), check(fine))
+    assert 'broken: raise RuntimeError("broken on purpose")' in lines
+    assert "0 works, 1 does not, 0 not here" in table
+    assert 'broken: raise RuntimeError("broken on purpose")' in table
 
 
 def test_json_holds_reasons_and_tracebacks_whole(selfcheck):
@@ -249,6 +265,17 @@ def test_nvml_figures_by_hand(monkeypatch):
     assert host_parts.energy(GPU_HOST) == "600 W by the energy counter, 600 W by power"
 
 
+def test_energy_is_told_between_the_samples_that_have_it(monkeypatch):
+    nvml(
+        monkeypatch,
+        sample(0.0, energy_j=None),
+        sample(1.0),
+        sample(2.0),
+        sample(9.0, energy_j=None),
+    )
+    assert host_parts.energy(GPU_HOST).startswith("600 W by the energy counter")
+
+
 def test_energy_in_another_unit_does_not_work(monkeypatch):
     nvml(monkeypatch, sample(0.0, energy_j=0.0), sample(1.0, energy_j=600_000.0))
     with pytest.raises(DoesNotWork, match="600000 W by the energy counter"):
@@ -293,6 +320,15 @@ def test_an_old_torch_does_not_work(monkeypatch):
 
 
 def test_gvisor_is_seen_in_the_kernel_s_messages(monkeypatch):
-    messages = SimpleNamespace(stdout="[   0.000000] Starting gVisor...\n")
-    monkeypatch.setattr(host_parts.subprocess, "run", lambda *_, **__: messages)
+    messages = "[   0.000000] Starting gVisor...\n"
+    monkeypatch.setattr(host_parts, "_kernel_messages", lambda: messages)
     assert host_parts.sandbox(MACHINE).startswith("gVisor, ")
+    monkeypatch.setattr(host_parts, "_kernel_messages", lambda: "Linux version 6.18")
+    assert host_parts.sandbox(MACHINE).startswith("no gVisor, ")
+
+
+def test_a_kernel_whose_messages_may_not_be_read_is_unknown(monkeypatch):
+    refusing = SimpleNamespace(klogctl=lambda *_: -1)
+    monkeypatch.setattr(host_parts.ctypes, "CDLL", lambda name: refusing)
+    with pytest.raises(NotHere, match="unknown: Linux"):
+        host_parts.sandbox(MACHINE)

@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
 
 from harness.core import Case, StepbenchError
 from harness.measuring.sweep import this_machine
@@ -53,5 +54,13 @@ def test_another_machine_s_pairs_are_not_added_to(tmp_path):
     file = opened(tmp_path / "pairs.jsonl", MACHINE)
     add(file, {"pair": 1})
     assert read(opened(file, MACHINE)) == [{"pair": 1}]
-    with pytest.raises(StepbenchError, match="machine"):
+    with pytest.raises(StepbenchError, match=r"cores: .* against 3"):
         opened(file, MACHINE | {"cores": 3})
+
+
+def test_a_host_of_the_same_kind_goes_on_whatever_its_memory(tmp_path, monkeypatch):
+    file = opened(tmp_path / "pairs.jsonl", MACHINE)
+    assert opened(file, MACHINE | {"memory_bytes": 1}) == file
+    monkeypatch.setattr(torch, "__version__", "2.0")
+    with pytest.raises(StepbenchError, match=r"torch: .* against 2\.0; move it away"):
+        opened(file, MACHINE)
