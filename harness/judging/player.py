@@ -11,7 +11,7 @@ import torch
 
 from harness.machine import device_type
 from harness.measuring.settings import Settings
-from harness.measuring.worker import Subject, with_subject
+from harness.measuring.subject import Subject, with_subject
 from harness.verdicts import Block
 
 
@@ -39,4 +39,4 @@ def play(
                 block = Block(step_s=window.step_s, cpu_s=window.cpu_s, delay_s=delay_s)
                 parent.send_bytes(json.dumps(block.to_json()).encode())
 
-    return with_subject(case_json, device_type(machine), work, settings)
+    return with_subject(Subject, case_json, device_type(machine), work, settings)

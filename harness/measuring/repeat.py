@@ -27,8 +27,8 @@ from harness.measuring.probes.parity import Parity
 from harness.measuring.probes.timed import Timed
 from harness.measuring.ranks import Place
 from harness.measuring.settings import Settings
+from harness.measuring.subject import Subject, with_subject
 from harness.measuring.window_plan import WindowPlan
-from harness.measuring.worker import Subject, with_subject
 from harness.stats import relative_difference
 from harness.training.data import HostBatch, as_pair
 from harness.training.step import train_step
@@ -55,12 +55,11 @@ def repeat_case(
         `{"repetition": …}`, or `{"outcome": …}` where something forbids it.
     """
 
-    def work(subject: Subject) -> dict[str, Any]:
-        assert isinstance(subject, _Repeating)
+    def work(subject: _Repeating) -> dict[str, Any]:
         return {"repetition": subject.repeat(plan, repeated.begins, len(repeated.losses)).to_json()}
 
     place = Place.from_json(place_json)
-    return with_subject(case_json, device_type, work, settings, place, _Repeating)
+    return with_subject(_Repeating, case_json, device_type, work, settings, place)
 
 
 def merged(each: Sequence[Repetition]) -> Repetition:

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from harness.core import Case, Outcome
-from harness.measuring import worker
+from harness.measuring import subject, worker
 from harness.measuring.launch import Ended
 from harness.measuring.measure import measure
 from harness.measuring.ranks import guilty
@@ -108,31 +108,31 @@ def test_one_of_four(monkeypatch, outcome_of):
 
 
 def test_a_fault_while_building(monkeypatch, outcome_of):
-    real = worker.build
+    real = subject.build
 
     def faulty(*arguments, rank, **options):
         if rank == GUILTY:
             raise_it()
         return real(*arguments, rank=rank, **options)
 
-    monkeypatch.setattr(worker, "build", faulty)
+    monkeypatch.setattr(subject, "build", faulty)
     assert outcome_of("fsdp2").reason.startswith(FAULTS[raise_it])
 
 
 def test_a_rank_that_never_arrives(monkeypatch, outcome_of):
-    real = worker.Subject.join
+    real = subject.Subject.join
 
     def join(self, deadline_s):
         if self.place.rank == GUILTY:
             hang()
         real(self, deadline_s)
 
-    monkeypatch.setattr(worker.Subject, "join", join)
+    monkeypatch.setattr(subject.Subject, "join", join)
     assert outcome_of("ddp").reason.startswith(FAULTS[hang])
 
 
 def test_a_rank_with_fewer_batches(monkeypatch, outcome_of):
-    class Short(worker.Batches):
+    class Short(subject.Batches):
         def __init__(self, workload, plan, *, part, **options):
             super().__init__(workload, plan, part=part, **options)
             self.rank = part[0]
@@ -142,13 +142,13 @@ def test_a_rank_with_fewer_batches(monkeypatch, outcome_of):
                 raise StopIteration
             return super().__next__()
 
-    monkeypatch.setattr(worker, "Batches", Short)
+    monkeypatch.setattr(subject, "Batches", Short)
     told = "rank 1: no batch was left for step 4: an epoch must never end early"
     assert outcome_of("ddp").reason == told
 
 
 def test_a_rank_that_leaves_before_the_others(monkeypatch, outcome_of):
-    real = worker.Subject._time
+    real = worker.Measured._time
 
     def leave(self, *arguments):
         if self.place.rank == GUILTY:
@@ -165,9 +165,9 @@ def test_a_rank_that_leaves_before_the_others(monkeypatch, outcome_of):
             self.window_at = (0.0, 1.0)
             return measurement(), None
 
-    measure_all = worker.Subject.measure
-    monkeypatch.setattr(worker.Subject, "measure", measure_or_leave)
-    monkeypatch.setattr(worker.Subject, "_time", leave)
+    measure_all = worker.Measured.measure
+    monkeypatch.setattr(worker.Measured, "measure", measure_or_leave)
+    monkeypatch.setattr(worker.Measured, "_time", leave)
     outcome = outcome_of("ddp")
     assert outcome.kind == "failed"
     told = "rank 1 left before rank 0 had done: no answer within its deadline of 6 s"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from harness import stats
-from harness.measuring import worker
+from harness.measuring import subject
 from harness.measuring.launch import in_child
 from harness.training import build as build_module
 from harness.training.data import Batches
@@ -56,7 +56,7 @@ def test_the_first_steps_begin_at_the_initial_parameters(measured):
 def test_a_wrong_update_whose_loss_and_gradient_are_right(
     measured, monkeypatch, combination, wrong
 ):
-    real = worker.build
+    real = subject.build
 
     def updating_wrong(workload, chosen, device, **place):
         loop, site = real(workload, chosen, device, **place)
@@ -64,7 +64,7 @@ def test_a_wrong_update_whose_loss_and_gradient_are_right(
             wrong(loop.optimizer)
         return loop, site
 
-    monkeypatch.setattr(worker, "build", updating_wrong)
+    monkeypatch.setattr(subject, "build", updating_wrong)
     outcome = measured(combination).outcome
     assert outcome.kind == "invalid"
     assert "update at the same parameters differs" in outcome.reason

@@ -8,7 +8,7 @@ import torch
 from harness import stats
 from harness.core import Case, StepbenchError
 from harness.judging.pairs import PairFailed, Ring
-from harness.measuring import worker
+from harness.measuring import subject
 from harness.measuring.measure import measure
 from harness.measuring.settings import Settings
 from harness.measuring.sweep import open_sweep
@@ -45,7 +45,7 @@ def test_the_run_sets_the_baselines_threads_too(measured):
 
 
 def test_threads_that_did_not_run_are_a_wrong_number(measured, monkeypatch):
-    monkeypatch.setattr(worker, "_set_threads", lambda number: torch.set_num_threads(1))
+    monkeypatch.setattr(subject, "_set_threads", lambda number: torch.set_num_threads(1))
     outcome = measured("threads2").outcome
     assert outcome.kind == "invalid"
     told = "threads2 was not active: operators ran on 1 threads, not on 2"
@@ -97,14 +97,14 @@ def test_no_threads_are_a_mistake():
 
 
 def test_both_sides_of_a_pair_run_on_the_threads_of_the_settings(machine, monkeypatch):
-    real, side = worker.Subject.prepare, Side(case=Case(workload="gpt-tiny"))
+    real, side = subject.Subject.prepare, Side(case=Case(workload="gpt-tiny"))
 
     def prepare(subject):
         if torch.get_num_threads() != 2:
             raise StepbenchError("a paired process had other threads")
         return real(subject)
 
-    monkeypatch.setattr(worker.Subject, "prepare", prepare)
+    monkeypatch.setattr(subject.Subject, "prepare", prepare)
     with Ring(side, side, machine, TWO) as ring:
         assert {of(ring.measurement(role)) for role in ("reference", "candidate")} == {(2, 2, 2)}
         assert ring.pair("ping-pong", "reference first").reference

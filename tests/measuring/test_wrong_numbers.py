@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.measuring import worker
+from harness.measuring import subject
 from harness.measuring.settings import Settings
 from harness.training import build as build_module
 from harness.training import step as step_module
@@ -172,11 +172,11 @@ def test_a_scaler_that_skips_timed_steps(measured, monkeypatch):
 
 
 def test_other_weights_than_the_baselines(measured, monkeypatch):
-    real = worker.build
+    real = subject.build
 
     def reseeded(workload, combination, device, **place):
         seed = workload.seed + bool(combination.techniques)
         return real(replace(workload, seed=seed), combination, device, **place)
 
-    monkeypatch.setattr(worker, "build", reseeded)
+    monkeypatch.setattr(subject, "build", reseeded)
     assert "differs from the baseline's" in broken(measured("ckpt1"))
