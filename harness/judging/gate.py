@@ -110,6 +110,7 @@ class Session:
         for trial in asked:
             self._pace.turn_to(trial.case)
             try:
+                self._in_time()  # before both sides' interpreters are started
                 trial.measure(stage, self._start)
             except _OutOfTime as out:
                 trial.stop(str(out))

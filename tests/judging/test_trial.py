@@ -289,6 +289,21 @@ def test_what_the_minutes_do_not_reach_is_not_enough_data(monkeypatch):
         assert "time was not judged: --minutes 3 were over" in gate_tables.terminal(gate)
 
 
+def test_no_interpreter_is_started_for_a_case_that_minutes_do_not_reach(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(judging_gate.time, "monotonic", lambda: now[0])
+
+    def pairs(index):
+        now[0] = 600.0
+        return a_pair(NOISE[0])
+
+    ring = Ring(pairs, {"reference": measurement(), "candidate": measurement()})
+    monkeypatch.setattr(Session, "_start", ring.start)
+    trees = [Tree(folder=None, name=name) for name in ("old", "new")]
+    Session(*trees, [case("bf16"), case("accum2")], MACHINE, terms=Terms(minutes=3)).run()
+    assert len(ring.began) == 2  # to count both cases, and for the first one's pairs
+
+
 def test_minutes_that_end_before_a_case_was_counted_leave_it_undecided(monkeypatch):
     now = iter(range(0, 6000, 100))
     monkeypatch.setattr(judging_gate.time, "monotonic", lambda: next(now))

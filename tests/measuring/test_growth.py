@@ -1,7 +1,11 @@
 """Memory that grows with every step: what is read, what is honest, and what leaks."""
 
+from types import SimpleNamespace
+
+import psutil
 import pytest
 
+from harness.measuring.probes import growth, memory
 from harness.measuring.probes.growth import MINIMUM_BYTES, Held, per_step
 from tests.synthetic import MIB
 
@@ -36,6 +40,16 @@ def test_what_a_step_adds(held, grown):
 def test_a_device_and_its_host_grow_apart():
     both = readings((0, 0), (4 * MIB, 8 * MIB))
     assert per_step(both, on_host=False) == 3 * MIB
+
+
+def test_a_kernel_that_tells_no_unique_set_size_leaves_the_tensors(monkeypatch):
+    without_smaps = SimpleNamespace(
+        memory_full_info=lambda: SimpleNamespace(rss=1), children=lambda recursive: []
+    )
+    monkeypatch.setattr(psutil, "Process", lambda: without_smaps)
+    probe = SimpleNamespace(held=lambda: 5)
+    assert growth.held(probe, 3) == Held(steps=3, tensor_bytes=5, process_bytes=None)
+    assert memory.host_bytes() == 0
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from itertools import pairwise
 
 import psutil
 
-from harness.measuring.probes.memory import MemoryProbe
+from harness.measuring.probes.memory import UNREADABLE, MemoryProbe
 
 # Below it a step's growth is none: it fills 6 GiB in 100,000 steps.
 MINIMUM_BYTES = 2**16
@@ -46,7 +46,7 @@ def held(probe: MemoryProbe, steps: int) -> Held:
         AttributeError
     ):  # glibc's: how much of what is free it keeps changes all the time
         ctypes.CDLL(None).malloc_trim(0)
-    with suppress(psutil.Error):
+    with suppress(*UNREADABLE):
         process_bytes = psutil.Process().memory_full_info().uss
     return Held(steps=steps, tensor_bytes=probe.held(), process_bytes=process_bytes)
 

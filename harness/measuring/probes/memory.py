@@ -29,6 +29,10 @@ from harness.training.types import Loop
 
 T = TypeVar("T")
 
+# How psutil tells that a process has gone, or that this kernel (a sandbox's) has no such file or
+# figure: without /proc/self/smaps its answer lacks the fields.
+UNREADABLE = (psutil.Error, OSError, AttributeError)
+
 
 class MemoryProbe(Protocol):
     """Runs something and reads the peak of meanwhile; made before any tensor is."""
@@ -232,7 +236,7 @@ def host_bytes() -> int:
     this = psutil.Process()
     total = 0
     for process in (this, *this.children(recursive=True)):
-        with suppress(psutil.Error):
+        with suppress(*UNREADABLE):
             total += process.memory_full_info().pss
     return total
 
