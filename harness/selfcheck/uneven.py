@@ -78,7 +78,7 @@ class Decomposing(torch.optim.AdamW):
     def __init__(self, parameters: Any) -> None:
         super().__init__(parameters, lr=3e-4)
         self.updates = 0
-        self.matrix = torch.eye(256) + torch.ones(256, 256)
+        self.matrix = torch.eye(SAMPLES) + torch.ones(SAMPLES, SAMPLES)
 
     def step(self, closure: Any = None) -> Any:
         loss = super().step(closure)
@@ -95,15 +95,15 @@ class Points(Dataset[Any]):
         return SAMPLES
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return torch.full((WIDTH,), index / SAMPLES), torch.tensor(index % 2)
+        return torch.full((SAMPLES,), index / SAMPLES), torch.tensor(index % 2)
 
 
 def periodic() -> Workload:
-    """A small model under that optimizer."""
+    """A model of two layers under that optimizer."""
     return Workload(
-        model=lambda: nn.Sequential(nn.Linear(WIDTH, 512), nn.ReLU(), nn.Linear(512, 2)),
+        model=lambda: nn.Sequential(nn.Linear(SAMPLES, 1024), nn.ReLU(), nn.Linear(1024, 2)),
         dataset=Points,
         loss=functional.cross_entropy,
         optimizer=Decomposing,
-        global_batch=64,
+        global_batch=256,
     )
