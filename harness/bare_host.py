@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None, steps: Sequence[Step] = STEPS) 
     site = ROOT / ".asv" / "site"
     if chosen.wheels:
         _install(chosen.wheels, site)
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(site)))}
+    environ = _environ(site)
     sys.path.insert(0, str(site))
     missing = [name for module, name in NEEDED.items() if not importlib.util.find_spec(module)]
     if missing:
@@ -151,6 +151,14 @@ def main(arguments: Sequence[str] | None = None, steps: Sequence[Step] = STEPS) 
     exit_code = _walk(host, steps, chosen.again)
     print(f"packed {host.archive}; unpack it in the repository: tar -xzf {host.archive.name}")
     return exit_code
+
+
+def _environ(site: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join((str(ROOT), str(site))),
+        "PYTHONUNBUFFERED": "1",  # a log holds what a step that is killed has printed
+    }
 
 
 def _walk(host: Host, steps: Sequence[Step], again: Sequence[str]) -> int:

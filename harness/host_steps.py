@@ -56,9 +56,9 @@ STEPS = (
     ),
     Step(
         name="overhead",
-        gpu=OVERHEAD + "--workload gpt-124m --pairs 20",
-        cpu=OVERHEAD + "--workload gpt-tiny --pairs 6",
-        limit_s=300,
+        gpu=OVERHEAD + "--workload gpt-124m --pairs 20 --rounds 3",
+        cpu=OVERHEAD + "--workload gpt-tiny --pairs 6 --rounds 1",
+        limit_s=400,
     ),
     Step(
         name="precisions",

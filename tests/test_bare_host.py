@@ -174,6 +174,12 @@ def host(folder, seconds=60.0):
     )
 
 
+def test_what_a_step_has_printed_outlives_its_death(tmp_path):
+    command = [sys.executable, "-c", "import os; print(42); os._exit(1)"]
+    environ = module._environ(tmp_path)
+    assert subprocess.run(command, env=environ, capture_output=True, check=False).stdout == b"42\n"
+
+
 def test_a_step_that_is_not_there_cannot_be_repeated(tmp_path, capsys):
     steps = [step("one", "-c pass"), step("two", "-c pass")]
     assert module.main(["--again", "one", "thre"], steps) == 2

@@ -1,6 +1,8 @@
 """What `make overhead` calls right, by figures made by hand."""
 
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -8,6 +10,7 @@ from benchmarks import by_hand
 from benchmarks.by_hand import UNEVEN, UNEVEN_WINDOW, right
 from harness.measuring.window_plan import PARITY_STEPS
 from harness.stats import Estimate
+from tests.synthetic import MACHINE
 
 EQUAL = Estimate(median=1.0, low=0.995, high=1.005, rounds=60)
 OFF = Estimate(median=1.06, low=0.9, high=1.2, rounds=8)
@@ -27,6 +30,20 @@ SLOWER = Estimate(median=1.01, low=1.005, high=1.015, rounds=60)
 def test_a_process_cost_is_limited_on_a_cpu_and_a_step_s_everywhere(ratio, costs, device, told):
     assert right(ratio, [EQUAL, EQUAL], costs, device) is told
     assert not right(ratio, [EQUAL, OFF], costs, device)
+
+
+def test_the_ratio_is_printed_before_what_takes_minutes(monkeypatch, capsys):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    ended = SimpleNamespace(death=None, answer=[1.0] * 6)
+    stand_ins = {"claimed_machine": lambda: MACHINE, "in_child": lambda *_, **__: ended}
+    for name, value in {**stand_ins, "shown_ratio": stopped}.items():
+        monkeypatch.setattr(by_hand, name, value)
+    monkeypatch.setattr(sys, "argv", ["by_hand"])
+    with pytest.raises(KeyboardInterrupt):
+        by_hand.main()
+    assert "by the harness / by hand: 1.0000 [1.0000, 1.0000]" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", UNEVEN)
