@@ -186,6 +186,14 @@ def test_marks_and_trace_agree_within_one_percent():
             torch_parts.agreement(0.1, traced_s)
 
 
+def test_one_step_that_nobody_interrupted_shows_that_clocks_agree_and_a_wrong_clock_none():
+    crowded = torch_parts._closest([0.110, 0.100, 0.120], [0.100, 0.0999, 0.100])
+    assert crowded == (0.100, 0.0999)
+    wrong = torch_parts._closest([0.110, 0.103], [0.100, 0.100])
+    with pytest.raises(DoesNotWork):
+        torch_parts.agreement(*wrong)
+
+
 def test_marks_that_the_wall_contradicts_do_not_work(monkeypatch):
     window = Window(step_s=(0.1,) * 10, cpu_s=(0.1,) * 10, window_s=1.1)
     monkeypatch.setattr(torch_parts, "time_steps", lambda *_: window)
