@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 
 @cache
@@ -72,7 +72,9 @@ def _wrong(kind: Any, value: Any) -> ValueError:
 @cache
 def _fields(kind: Any) -> tuple[dict[str, Callable[[Any], Any]], frozenset[str]]:
     """What revives each field of a dataclass, and the fields that have no default."""
-    revivers = {name: _reviver(one) for name, one in typing.get_type_hints(kind).items()}
+    names = {one.name for one in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    revivers = {name: _reviver(one) for name, one in hints.items() if name in names}
     needed = frozenset(
         one.name
         for one in dataclasses.fields(kind)
@@ -85,10 +87,12 @@ class Jsonable:
     """A dataclass that survives JSON.
 
     An unknown field is a ValueError naming it, and so is a missing one unless it has a default:
-    records stay readable when a later version adds what they could not know.
+    records stay readable when a later version adds what they could not know. Fields that an earlier
+    version wrote and no later one reads are `RETIRED`, and left out.
     """
 
     __slots__ = ()
+    RETIRED: ClassVar[frozenset[str]] = frozenset()
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
@@ -98,7 +102,8 @@ class Jsonable:
         if not isinstance(data, Mapping):
             raise ValueError(f"{cls.__name__} must be an object, not {type(data).__name__}")
         revivers, needed = _fields(typing.cast(Hashable, cls))
-        wrong = sorted((set(data) - set(revivers)) | (needed - set(data)))
+        wrong = sorted((set(data) - set(revivers) - cls.RETIRED) | (needed - set(data)))
         if wrong:
             raise ValueError(f"{cls.__name__} has unknown or missing fields: {', '.join(wrong)}")
-        return cls(**{name: revivers[name](value) for name, value in data.items()})
+        known = (name for name in data if name in revivers)
+        return cls(**{name: revivers[name](data[name]) for name in known})

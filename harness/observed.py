@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from harness.evidence import Evidence
 from harness.jsonable import Jsonable
@@ -91,6 +91,8 @@ class Counters(Jsonable):
         all_products: the same of an eager step.
         skipped_frames: frames that dynamo gave up and left to eager execution.
     """
+
+    RETIRED: ClassVar[frozenset[str]] = frozenset({"trained_blocks"})
 
     forwards: int
     updates: int

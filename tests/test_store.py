@@ -4,11 +4,12 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from harness.core import Calibration, StepbenchError
-from harness.store import DIED, RunFile, open_run, read_all
+from harness.store import DIED, RunFile, open_run, read_all, read_path
 from tests.synthetic import case, measurement, record, run
 
 BF16 = record(case("bf16"), [(measurement([0.05]), measurement([0.1]))])
@@ -264,3 +265,11 @@ def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path):
     (tmp_path / "results").write_text("a file where a folder should be")
     with pytest.raises(StepbenchError, match="cannot be written"):
         RunFile.create(tmp_path / "results", run())
+
+
+def test_every_published_record_is_read():
+    runs = [*Path(__file__).parents[1].glob("results/**/*.jsonl")]
+    runs = [one for one in runs if one.parts[-3] != "aa"]
+    assert runs
+    problems = [problem for run in runs for problem in read_path(run)[1]]
+    assert problems == []
