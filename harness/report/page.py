@@ -13,18 +13,10 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from harness.report import budget, formats, front, matrix
+from harness.report.columns import BUDGET_LEGEND, DEVICE_LEGEND, RANK_LEGEND
 from harness.report.drawing import measured, safe
 from harness.report.rows import Table, tables
-from harness.report.tables import (
-    BUDGET_LEGEND,
-    DEVICE_LEGEND,
-    LEGEND,
-    RANK_LEGEND,
-    caption,
-    device_grid,
-    grid,
-    rank_grid,
-)
+from harness.report.tables import LEGEND, caption, device_grid, grid, rank_grid
 from harness.store import RunFile
 
 PAGE = "techniques.html"

@@ -147,8 +147,8 @@ def _table(file: RunFile, workload: str, records: Sequence[Record]) -> Table:
         rows.append(_baseline_row(baseline, measured))
     processes = [process for record in measured for one in record.rounds for process in _both(one)]
     versions = (str(process.environment.get("torch", "unknown")) for process in processes)
-    on_cpu = (
-        one.baseline.environment
+    threads = (
+        one.baseline.environment.get("threads")
         for record in measured
         for one in record.rounds
         if one.baseline.environment.get("device") == "cpu"
@@ -161,7 +161,7 @@ def _table(file: RunFile, workload: str, records: Sequence[Record]) -> Table:
         rounds=tuple(len(record.rounds) for record in measured),
         steps=tuple(len(process.step_s) for process in processes),
         torch_versions=tuple(dict.fromkeys(versions)),
-        threads=tuple(dict.fromkeys(int(one["threads"] or 0) for one in on_cpu)),
+        threads=tuple(dict.fromkeys(one for one in threads if isinstance(one, int))),
         memory_methods=tuple(dict.fromkeys(process.memory.method for process in processes)),
     )
 

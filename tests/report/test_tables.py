@@ -8,7 +8,7 @@ import pytest
 
 from harness.core import MEASURE_VERSION, Calibration, Outcome
 from harness.observed import Communication
-from harness.report import formats, tables
+from harness.report import columns, formats, tables
 from harness.stats import Estimate
 from tests.synthetic import MACHINE, MIB, WORKLOAD, case, measurement, record, run, run_file
 
@@ -128,7 +128,7 @@ def test_nothing_from_a_record_breaks_a_markdown_table():
     )
     text = tables.markdown(file)
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.replace(r"\|", "").count("|") for line in rows} == {len(tables.COLUMNS) + 3}
+    assert {line.replace(r"\|", "").count("|") for line in rows} == {len(columns.COLUMNS) + 3}
     assert r"x\|y\<b\>" in text
     assert r"[1] a\|b \<img src=x\> \`c\` \*d\*" in text
 
@@ -322,7 +322,7 @@ def test_what_is_trained_and_kept_for_it_is_shown_where_it_differs():
     [baseline, lora] = text_rows(text)[:2]
     assert baseline[-2:] == ["1.00x", "100.00%"]
     assert lora[-2:] == ["0.050x", "0.50%"]
-    assert tables.STATE_LEGEND in text
+    assert columns.STATE_LEGEND in text
     assert "trained" not in tables.terminal(run_file([record(case("bf16"), [(whole, whole)])]))
 
 
@@ -350,7 +350,7 @@ def test_a_case_whose_median_hides_what_its_step_costs_is_amortised():
         ["ok, amortised", "190", "0.53x", "100"],
     ]
     assert header.endswith("typical ms")
-    assert tables.TYPICAL_LEGEND in text
+    assert columns.TYPICAL_LEGEND in text
     even = tables.terminal(run_file([record(case("bf16"), [(plain, plain)])]))
     assert "typical" not in even
 
