@@ -25,6 +25,9 @@ Interval = tuple[float, float]
 PREFIX = "stepbench::"
 # One step's exposed share says little: whichever rank is late, the others wait for it.
 STEPS = 5
+# gloo's threads end their ranges after a collective has given its result: a profiler that stops
+# before reads what they still write.
+SETTLE_S = 0.01
 
 
 def watched_steps(loop: Loop, step: Callable[[Loop], None], device: torch.device) -> Communication:
@@ -53,6 +56,7 @@ def _watched_step(loop: Loop, step: Callable[[Loop], None], device: torch.device
         step(named)
         synchronize(device)
         step_s = time.perf_counter() - began
+        time.sleep(SETTLE_S)
     return said(profiled.events() or (), step_s, cuda=device.type == "cuda")
 
 

@@ -8,12 +8,15 @@ looks, and the kernel's mark of the most is set back before. Linux only; steps a
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # <malloc.h>, and proc(5) on clear_refs.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, RESET_PEAK = -1, -3, "5"
 THRESHOLD_BYTES = 65536
+# What the C library's own adjustment, which setting a threshold ends, would reach at most.
+LARGEST_MMAP_BYTES, LARGEST_TRIM_BYTES = 32 * 2**20, 64 * 2**20
 
 
 def anonymous_bytes() -> int:
@@ -24,10 +27,24 @@ def anonymous_bytes() -> int:
 
 def anonymous_peak_bytes(step: Callable[[], None]) -> int | None:
     """The most of them while `step` ran; None where the kernel's mark cannot be set back."""
+    with _freed_at_once():
+        return _peak(step)
+
+
+@contextmanager
+def _freed_at_once() -> Iterator[None]:
     library = ctypes.CDLL(None)
     library.mallopt(M_MMAP_THRESHOLD, THRESHOLD_BYTES)
     library.mallopt(M_TRIM_THRESHOLD, THRESHOLD_BYTES)
     library.malloc_trim(0)
+    try:
+        yield
+    finally:
+        library.mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_BYTES)
+        library.mallopt(M_TRIM_THRESHOLD, LARGEST_TRIM_BYTES)
+
+
+def _peak(step: Callable[[], None]) -> int | None:
     try:
         Path("/proc/self/clear_refs").write_text(RESET_PEAK)
     except OSError:
