@@ -54,7 +54,7 @@ def test_dropout_draws_anew_for_each_micro_batch(measured):
     [
         ("ddp+sync-batchnorm", "ddp+sync-batchnorm"),
         ("bf16+ddp+sync-batchnorm", "ddp+sync-batchnorm"),
-        ("zero1+sync-batchnorm", "ddp+sync-batchnorm"),
+        ("zero1+sync-batchnorm", "ddp-unused+sync-batchnorm"),
         ("bf16+ddp", "ddp"),
     ],
 )
