@@ -7,7 +7,7 @@ import torch
 
 from harness import stats
 from harness.core import Case, Record
-from harness.measuring import team, worker
+from harness.measuring import subject, team
 from harness.measuring.measure import measure
 from harness.measuring.settings import Settings
 from harness.training.techniques import parse
@@ -193,13 +193,13 @@ def test_sharding_is_judged_against_ddp_where_ranks_are_other_mathematics(
     record = on_ranks(name, 2, "cnn-tiny")
     ok(record)
     assert record.outcome.reason == "loss judged against ddp-unused on 2 ranks"
-    real = worker.build
+    real = subject.build
 
     def reseeded(workload, combination, *arguments, **place):
         seed = workload.seed + (combination.techniques.get("parallel") == name)
         return real(replace(workload, seed=seed), combination, *arguments, **place)
 
-    monkeypatch.setattr(worker, "build", reseeded)
+    monkeypatch.setattr(subject, "build", reseeded)
     outcome = on_ranks(name, 2, "cnn-tiny").outcome
     assert outcome.kind == "invalid"
     assert "differs from ddp-unused on 2 ranks's by" in outcome.reason
@@ -246,14 +246,14 @@ def test_what_a_model_cannot_be_is_unsupported(on_ranks, name, workload, told):
 
 
 def test_a_reference_that_gives_no_number_is_told_as_such(on_ranks, monkeypatch):
-    real = worker.build
+    real = subject.build
 
     def failing(workload, combination, *arguments, **place):
         if combination.techniques == {"accumulation": "accum2"}:
             raise torch.OutOfMemoryError("no room")
         return real(workload, combination, *arguments, **place)
 
-    monkeypatch.setattr(worker, "build", failing)
+    monkeypatch.setattr(subject, "build", failing)
     outcome = on_ranks("ddp", 2, batch_factor=2).outcome
     assert outcome.kind == "failed"
     told = "what its loss is held against gave no number: accum2, global batch x2 oom in build"
