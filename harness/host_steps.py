@@ -46,6 +46,7 @@ SMALL = "-w gpt-tiny --rounds 1 --steps 3"
 # -P: the folder of a script hides no library.
 OVERHEAD = "-P {root}/benchmarks/by_hand.py "
 NULL_PAIRS = "-m harness.selfcheck.null_pairs --results {results} --minutes {minutes} "
+PUBLISHED = "-m harness.selfcheck.published --results {results} --minutes {minutes}"
 
 STEPS = (
     Step(
@@ -85,6 +86,7 @@ STEPS = (
         cpu=NULL_PAIRS + "--combination bf16 --workload gpt-tiny --pairs 6",
         limit_s=540,
     ),
+    Step(name="published", gpu=PUBLISHED, cpu=PUBLISHED, limit_s=450),
     Step(
         name="catalogue",
         gpu=RUN + "-w gpt-124m --rounds 1",

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from harness.core import Calibration
 from harness.measuring.probes.timing import synchronize
@@ -41,24 +40,24 @@ def calibrate(device_type: str, threads: int) -> dict[str, Any]:
     return Calibration(
         measured_at=now(),
         matmul_dtype=str(dtype).removeprefix("torch."),
-        matmul_flops_per_s=2 * rows**3 / _product_s(left, device),
+        matmul_flops_per_s=2 * rows**3 / run_s(lambda: left @ left, device),
         memory_bytes_per_s=2 * source.numel() / _best_s(lambda: target.copy_(source), device),
-        host_to_device_bytes_per_s=_host_to_device(device, True) if cuda else None,
-        pageable_to_device_bytes_per_s=_host_to_device(device, False) if cuda else None,
+        host_to_device_bytes_per_s=host_to_device(device, True) if cuda else None,
+        pageable_to_device_bytes_per_s=host_to_device(device, False) if cuda else None,
     ).to_json()
 
 
-def _product_s(left: Tensor, device: torch.device) -> float:
-    """Seconds of one product; on CUDA of many by the device's clock, once it is warm."""
+def run_s(run: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of one run, the best of 5; on CUDA of many by the device's clock, once it is warm."""
     if device.type == "cpu":
-        return _best_s(lambda: left @ left, device)
-    many = _warmed_up(lambda: left @ left, device)
+        return _best_s(run, device)
+    many = _warmed_up(run, device)
     best_s = float("inf")
     for _ in range(REPEATS):
         began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         began.record()
         for _ in range(many):
-            left @ left
+            run()
         ended.record()
         synchronize(device)
         best_s = min(best_s, began.elapsed_time(ended) / 1e3 / many)
@@ -78,7 +77,8 @@ def _warmed_up(run: Callable[[], Any], device: torch.device) -> int:
     return max(1, ran // REPEATS)
 
 
-def _host_to_device(device: torch.device, pinned: bool) -> float:
+def host_to_device(device: torch.device, pinned: bool) -> float:
+    """Bytes/s of a non-blocking copy of 256 MiB from pinned or pageable memory, the best of 5."""
     source = torch.empty(2**28, dtype=torch.uint8, pin_memory=pinned).fill_(1)
     target = torch.empty(2**28, dtype=torch.uint8, device=device)
     return source.numel() / _best_s(lambda: target.copy_(source, non_blocking=True), device)

@@ -29,8 +29,14 @@ class DoesNotWork(Exception):
         self.traceback = traceback
 
 
-def _applies(machine: Machine) -> str | None:
+def applies(machine: Machine) -> str | None:
+    """Nothing is lacking on any machine."""
     return None
+
+
+def needs_gpu(machine: Machine) -> str | None:
+    """Why what runs on NVIDIA GPUs only is not tried; None where there is one."""
+    return "there is no NVIDIA GPU" if device_type(machine) == "cpu" else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +54,7 @@ class Check:
     name: str
     tries: str
     run: Callable[[Machine], str]
-    not_here: Callable[[Machine], str | None] = _applies
+    not_here: Callable[[Machine], str | None] = applies
     deadline_s: float = 60.0
 
 
@@ -67,14 +73,22 @@ class Finding(Jsonable):
 def find_out(check: Check, machine: Machine) -> Finding:
     """Run a check in a process of its own; whatever happens there is the finding."""
     if reason := check.not_here(machine):
-        return _finding(check, {"outcome": "not here", "reason": reason}, 0.0)
-    ended = in_child(_answer, check.run, machine, deadline_s=check.deadline_s)
+        return _finding(check, {"outcome": "not here", "seen": reason, "seconds": 0.0})
+    return _finding(check, tried(check.run, machine, check.deadline_s))
+
+
+def tried(run: Callable[[Machine], Any], machine: Machine, deadline_s: float) -> dict[str, Any]:
+    """How `run(machine)` ended in a fresh process: `outcome`, `seconds` and perhaps `traceback`.
+
+    `seen` is what it returned (JSON) where it works, else one line of why it did not.
+    """
+    ended = in_child(_answer, run, machine, deadline_s=deadline_s)
     answer = ended.answer or {
         "outcome": "does not",
-        "reason": ended.death,
+        "seen": ended.death,
         "traceback": ended.traceback or "\n".join(reversed(ended.stack or ())) or None,
     }
-    return _finding(check, answer, ended.wall_s)
+    return {**answer, "seconds": ended.wall_s}
 
 
 def require(right: bool, wrong: str) -> None:
@@ -90,22 +104,22 @@ def device_of(machine: Machine) -> torch.device:
     return torch.device(device_type(machine))
 
 
-def _finding(check: Check, answer: Mapping[str, Any], seconds: float) -> Finding:
+def _finding(check: Check, answer: Mapping[str, Any]) -> Finding:
     return Finding(
         name=check.name,
         tries=check.tries,
         outcome=answer["outcome"],
-        reason=plain(answer["reason"]),
-        seconds=seconds,
+        reason=plain(answer["seen"]),
+        seconds=answer["seconds"],
         traceback=answer.get("traceback"),
     )
 
 
-def _answer(run: Callable[[Machine], str], machine: Machine) -> dict[str, Any]:
+def _answer(run: Callable[[Machine], Any], machine: Machine) -> dict[str, Any]:
     try:
-        return {"outcome": "works", "reason": run(machine)}
+        return {"outcome": "works", "seen": run(machine)}
     except NotHere as error:
-        return {"outcome": "not here", "reason": str(error)}
+        return {"outcome": "not here", "seen": str(error)}
     except DoesNotWork as error:
         traceback = error.traceback or brief_traceback(error)
-        return {"outcome": "does not", "reason": str(error), "traceback": traceback}
+        return {"outcome": "does not", "seen": str(error), "traceback": traceback}

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from harness.machine import device_type
 from harness.selfcheck import cases, host_parts, torch_parts
 from harness.selfcheck.cases import trains
-from harness.selfcheck.checking import Check, Machine
+from harness.selfcheck.checking import Check, needs_gpu
 
 # A compiler starts with empty caches in each process.
 COMPILING_S = 240.0
-
-
-def _needs_gpu(machine: Machine) -> str | None:
-    return "there is no NVIDIA GPU" if device_type(machine) == "cpu" else None
 
 
 CHECKS: tuple[Check, ...] = (
@@ -32,7 +27,7 @@ CHECKS: tuple[Check, ...] = (
         name="device memory",
         tries="the memory of a process in NVML's list",
         run=host_parts.device_memory,
-        not_here=_needs_gpu,
+        not_here=needs_gpu,
     ),
     Check(
         name="allocator peak",
@@ -53,20 +48,20 @@ CHECKS: tuple[Check, ...] = (
         name="NVML clocks",
         tries="SM clock and temperature under load",
         run=host_parts.clocks,
-        not_here=_needs_gpu,
+        not_here=needs_gpu,
     ),
-    Check(name="NVML power", tries="power under load", run=host_parts.power, not_here=_needs_gpu),
+    Check(name="NVML power", tries="power under load", run=host_parts.power, not_here=needs_gpu),
     Check(
         name="NVML energy",
         tries="the energy counter under load, against power",
         run=host_parts.energy,
-        not_here=_needs_gpu,
+        not_here=needs_gpu,
     ),
     Check(
         name="CUDA graph",
         tries="a captured graph replayed with another input",
         run=torch_parts.graph_replays,
-        not_here=_needs_gpu,
+        not_here=needs_gpu,
     ),
     Check(
         name="all-reduce",

@@ -123,7 +123,7 @@ def test_a_gpu_s_products_are_timed_by_its_clock_when_it_is_warm(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", gpu.event)
     monkeypatch.setattr(torch.cuda, "synchronize", gpu.wait)
     monkeypatch.setattr(calibrate.time, "perf_counter", lambda: gpu.host_s)
-    assert calibrate._product_s(gpu, GPU) == pytest.approx(0.002)
+    assert calibrate.run_s(lambda: gpu @ gpu, GPU) == pytest.approx(0.002)
     warm = gpu.waits - calibrate.REPEATS
     assert gpu.products - warm >= 5 * 10  # many between two events
 
@@ -132,5 +132,5 @@ def test_a_cpu_s_products_are_timed_one_by_one(monkeypatch):
     cpu = FakeGpu()
     monkeypatch.setattr(calibrate, "synchronize", cpu.wait)
     monkeypatch.setattr(calibrate.time, "perf_counter", lambda: cpu.host_s)
-    calibrate._product_s(cpu, torch.device("cpu"))
+    calibrate.run_s(lambda: cpu @ cpu, torch.device("cpu"))
     assert cpu.products == 1 + calibrate.REPEATS
