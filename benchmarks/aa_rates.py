@@ -126,7 +126,9 @@ def false_alarms(pairs: Sequence[Pair], gates: int = SIMULATED) -> tuple[float, 
         pairs_of = (PAIRS_A_START * chosen[:, None] + np.arange(PAIRS_A_START)).ravel()
         both = np.concatenate([pairs_of, pairs_of + len(pairs)])
         rates.append(_called({name: row[both] for name, row in rows.items()}, gates // 4, seed))
-    return rate, float(np.quantile(rates, 0.95))
+    drawn = 10 * gates
+    upper = binomtest(round(rate * drawn), drawn).proportion_ci(0.95, method="exact").high
+    return rate, max(float(np.quantile(rates, 0.95)), float(upper))
 
 
 def _called(rows: Mapping[Figure, np.ndarray], gates: int, seed: int) -> float:

@@ -39,7 +39,8 @@ def test_the_baseline_by_hand(measured):
     assert memory.steady_step.allocated_bytes > 4 * 4 * PARAMETERS
     assert memory.working_bytes > 0
     # Timed ones, and one each for the process' own peak, the tensors' peak and the counters.
-    assert one.steps_run == one.warmup_steps + 3 + 3
+    # Twelve more decide whether memory grows, where something else made it seem so.
+    assert one.steps_run - (one.warmup_steps + 3 + 3) in (0, 12)
 
 
 def test_flops_by_hand(measured):
