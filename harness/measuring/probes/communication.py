@@ -116,9 +116,10 @@ def said(events: Iterable[Any], step_s: float, *, cuda: bool) -> Communication:
     )
 
 
-def exposed(running: Iterable[Interval], computing: list[Interval]) -> float:
+def exposed(running: list[Interval], computing: list[Interval]) -> float:
     """Length of what is in the one union and not in the other."""
-    return total([*running, *computing]) - total(computing)
+    alone = total([*running, *computing]) - total(computing)
+    return min(alone, total(running))  # a difference of sums is rounded
 
 
 def total(when: Iterable[Interval]) -> float:
