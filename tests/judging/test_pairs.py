@@ -19,6 +19,7 @@ from harness.core import MEASURE_VERSION, StepbenchError
 from harness.judging import pairs
 from harness.judging.pairs import BLOCKS, PairFailed, Ring, alternate, method_for, order_of
 from harness.measuring.probes.surroundings import HostLoad
+from harness.measuring.window import WARMUP_CAP
 from harness.observed import DeviceState
 from harness.training import build as build_module
 from harness.verdicts import Block, Pair, lower_quartile
@@ -119,22 +120,41 @@ def test_workers_ranks_and_large_models_take_turns_as_whole_processes(machine):
 def no_orphans():
     before = set(psutil.Process().children(recursive=True))
     yield
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while left := set(psutil.Process().children(recursive=True)) - before:
         assert time.monotonic() < deadline, left
         time.sleep(0.02)
 
 
-def test_both_methods_on_real_processes(machine, no_orphans):
-    with Ring(side(), side("accum2"), machine, QUICK) as ring:
-        measured = [ring.measurement(role) for role in ("reference", "candidate")]
-        assert [one.counters.forwards for one in measured] == [1, 2]
+def test_both_methods_on_real_processes(monkeypatch, machine, no_orphans):
+    # Warm-ups of two processes differ by less than a window, so that windows always overlap.
+    steps = WARMUP_CAP + 2
+    settings = replace(QUICK, max_steps=steps, min_steps=steps)
+    measured = {}
+
+    def remembered(role, *given):
+        measured[role] = measured_of(role, *given)
+        return measured[role]
+
+    measured_of = pairs.measured
+    monkeypatch.setattr(pairs, "measured", remembered)
+    with Ring(side(), side("accum2"), machine, settings) as ring:
         turns = ring.pair("ping-pong", "candidate first")
         whole = ring.pair("whole processes", "reference first")
+    assert {role: one.counters.forwards for role, one in measured.items()} == {
+        "reference": 1,
+        "candidate": 2,
+    }
     assert len(turns.reference) == len(turns.candidate) == BLOCKS
     assert len({len(one.step_s) for one in (*turns.reference, *turns.candidate)}) == 1
     assert (turns.device, turns.order) == ("cpu", "candidate first")
-    assert [len(one.step_s) for one in (*whole.reference, *whole.candidate)] == [3, 3]
+    timed = {
+        role: dict(zip(one.batches, one.step_s, strict=True)) for role, one in measured.items()
+    }
+    common = sorted(timed["reference"].keys() & timed["candidate"].keys())
+    assert len(common) >= 2
+    for role, blocks in (("reference", whole.reference), ("candidate", whole.candidate)):
+        assert [one.step_s for one in blocks] == [tuple(timed[role][batch] for batch in common)]
     for pair in (turns, whole):
         assert all(math.isfinite(pair.log_ratio(figure)) for figure in pair.figures)
 
@@ -226,19 +246,22 @@ def dying(loop):
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "deadline_s", "told"),
     [
-        (dying, "killed by SIGKILL"),
-        (lambda loop: replace(loop, update=lambda: 1 / 0), "ZeroDivisionError"),
-        (lambda loop: replace(loop, update=lambda: time.sleep(99)), "deadline of 3 s"),
+        (dying, 600, "killed by SIGKILL"),
+        (lambda loop: replace(loop, update=lambda: 1 / 0), 600, "ZeroDivisionError"),
+        (lambda loop: replace(loop, update=lambda: time.sleep(999)), 3, "deadline of 3 s"),
     ],
 )
-def test_a_side_that_ends_is_told_by_its_role(monkeypatch, machine, no_orphans, fault, told):
+def test_a_side_that_ends_is_told_by_its_role(
+    monkeypatch, machine, no_orphans, fault, deadline_s, told
+):
     planted(monkeypatch, fault)
-    with Ring(side(), side("accum2"), machine, replace(QUICK, deadline_s=3)) as ring:
+    with Ring(side(), side("accum2"), machine, replace(QUICK, deadline_s=deadline_s)) as ring:
         with pytest.raises(PairFailed, match=told) as failed:
             ring.pair("ping-pong", "reference first")
         assert (failed.value.role, failed.value.outcome.kind) == ("candidate", "failed")
+        ring.settings = QUICK
         assert ring.measurement("reference").counters.forwards == 1  # the forges live on
 
 
@@ -311,7 +334,7 @@ from harness.training import build
 from harness.verdicts import Side
 import time
 real = build.plain_loop
-build.plain_loop = lambda *given: replace(real(*given), update=lambda: time.sleep(99))
+build.plain_loop = lambda *given: replace(real(*given), update=lambda: time.sleep(999))
 one = Side(case=Case(workload="gpt-tiny"))
 with Ring(one, one, this_machine()) as ring:
     print("ready", flush=True)
@@ -321,11 +344,11 @@ with Ring(one, one, this_machine()) as ring:
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT
     )
     assert running.stdout.readline() == b"ready\n"
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while len(children := psutil.Process(running.pid).children(recursive=True)) < 4:
         assert time.monotonic() < deadline, children
         time.sleep(0.05)
     running.send_signal(how)
-    running.wait(20)
-    _, alive = psutil.wait_procs(children, timeout=5)
+    running.wait(60)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert not alive
