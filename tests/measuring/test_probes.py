@@ -1,7 +1,9 @@
 """The probes alone, and their CUDA side against a stand-in for the device."""
 
+import multiprocessing
 import time
 from contextlib import contextmanager, nullcontext
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -368,14 +370,17 @@ def test_what_a_device_does_not_tell_is_none(driver):
 
 def test_a_device_is_sampled_while_its_process_measures(monkeypatch, driver):
     monkeypatch.undo()
-    looks = []
+    looks, looked = [], multiprocessing.Value("i", 0)
+
+    def look():
+        looks.append(time.monotonic())
+        looked.value += 1
 
     def work():
-        time.sleep(0.55)  # between two looks: one that comes with the answer is too late
-        return time.monotonic()
+        while looked.value < 4:  # a look that comes with the answer would be too late
+            time.sleep(0.01)
+        return looked.value
 
-    [ended] = in_children(
-        [(work,)], deadline_s=60, meanwhile=lambda: looks.append(time.monotonic()), every_s=0.1
-    )
-    assert 3 <= len(looks) <= 6
-    assert all(at < ended.answer for at in looks)
+    [ended] = in_children([(work,)], deadline_s=60, meanwhile=look, every_s=0.1)
+    assert ended.death is None
+    assert all(later - earlier > 0.09 for earlier, later in pairwise(looks))

@@ -1,6 +1,8 @@
 """Faults in one rank of several, injected for real: the guilty one is named, nothing is left."""
 
 import contextlib
+import math
+import multiprocessing
 import os
 import signal
 import sys
@@ -21,12 +23,19 @@ from harness.training.techniques import parallel, parse
 from tests.synthetic import measurement
 
 GUILTY = 1
-SETTINGS = Settings(rounds=1, extra_rounds=0, max_steps=2, min_steps=2, deadline_s=6)
-# A deadline, and what it takes to fork, to ask where everybody stands, and to reap.
-LIMIT_S = 6 + 6
+# None of these cases waits for this deadline.
+SETTINGS = Settings(rounds=1, extra_rounds=0, max_steps=2, min_steps=2, deadline_s=120)
+# A case that hangs does. On a busy machine it may end before the fault has happened: then a longer
+# one is tried, until all ranks had time to run into the fault.
+DEADLINES_S = (3, 15, 75)
+SETTLED_S = 1.0
+# What it takes to ask where everybody stands, and to reap.
+TELL_S = 60
+HUNG_AT_S = multiprocessing.Value("d", 0.0)  # by the clock that all processes share
 
 
 def hang():
+    HUNG_AT_S.value = time.monotonic()
     time.sleep(1000)
 
 
@@ -41,22 +50,39 @@ def raise_it():
 FAULTS = {
     raise_it: "rank 1: ValueError: this rank is broken (test_rank_faults.py:",
     die: "rank 1: the process was killed by SIGKILL",
-    hang: "rank 1: no answer within its deadline of 6 s; it was killed in hang (test_rank_faults",
 }
+HUNG = "no answer within its deadline of {deadline_s} s; it was killed in hang (test_rank_faults"
 
 
 @pytest.fixture
 def outcome_of(machine):
     """The outcome of a case, in time, with as many processes after it as before."""
 
-    def run(name, ranks=2) -> Outcome:
+    def run(name, ranks=2, settings=SETTINGS, limit_s=SETTINGS.deadline_s) -> Outcome:
         case = Case(workload="gpt-tiny", combination=parse(name), ranks=ranks)
         before = psutil.Process().children(recursive=True)
         began = time.monotonic()
-        outcome = measure(case, SETTINGS, machine).outcome
-        assert time.monotonic() - began < LIMIT_S
+        outcome = measure(case, settings, machine).outcome
+        assert time.monotonic() - began < limit_s
         assert psutil.Process().children(recursive=True) == before
         return outcome
+
+    return run
+
+
+@pytest.fixture
+def hanging(outcome_of):
+    """The outcome of a case that hangs, and its deadline."""
+
+    def run(name) -> tuple[Outcome, int]:
+        for deadline_s in DEADLINES_S:
+            HUNG_AT_S.value = math.inf
+            settings = replace(SETTINGS, deadline_s=deadline_s)
+            began_s = time.monotonic()
+            outcome = outcome_of(name, settings=settings, limit_s=deadline_s + TELL_S)
+            if HUNG_AT_S.value + SETTLED_S < began_s + deadline_s:
+                return outcome, deadline_s
+        raise AssertionError(f"the fault never happened: {outcome}")
 
     return run
 
@@ -82,11 +108,14 @@ def planted(monkeypatch, phase, fault, after_steps=2):
     monkeypatch.setattr(build_module, "plain_loop", faulty)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize(
+PHASES = pytest.mark.parametrize(
     ("name", "phase"),
     [("ddp", "forward"), ("ddp", "backward"), ("ddp", "update"), ("fsdp2", "backward")],
 )
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@PHASES
 def test_the_guilty_rank_is_named(monkeypatch, outcome_of, name, fault, phase):
     planted(monkeypatch, phase, fault)
     outcome = outcome_of(name)
@@ -96,10 +125,20 @@ def test_the_guilty_rank_is_named(monkeypatch, outcome_of, name, fault, phase):
         assert fault.__name__ in outcome.traceback
 
 
-def test_rank_0_may_be_guilty_too(monkeypatch, outcome_of):
+@PHASES
+def test_a_rank_that_hangs_is_named(monkeypatch, hanging, name, phase):
+    planted(monkeypatch, phase, hang)
+    outcome, deadline_s = hanging(name)
+    assert outcome.kind == "failed"
+    assert outcome.reason.startswith("rank 1: " + HUNG.format(deadline_s=deadline_s))
+    assert "hang" in outcome.traceback
+
+
+def test_rank_0_may_be_guilty_too(monkeypatch, hanging):
     monkeypatch.setattr(sys.modules[__name__], "GUILTY", 0)
     planted(monkeypatch, "backward", hang)
-    assert outcome_of("ddp").reason.startswith(FAULTS[hang].replace("rank 1", "rank 0"))
+    outcome, deadline_s = hanging("ddp")
+    assert outcome.reason.startswith("rank 0: " + HUNG.format(deadline_s=deadline_s))
 
 
 def test_one_of_four(monkeypatch, outcome_of):
@@ -119,7 +158,7 @@ def test_a_fault_while_building(monkeypatch, outcome_of):
     assert outcome_of("fsdp2").reason.startswith(FAULTS[raise_it])
 
 
-def test_a_rank_that_never_arrives(monkeypatch, outcome_of):
+def test_a_rank_that_never_arrives(monkeypatch, hanging):
     real = subject.Subject.join
 
     def join(self, deadline_s):
@@ -128,7 +167,8 @@ def test_a_rank_that_never_arrives(monkeypatch, outcome_of):
         real(self, deadline_s)
 
     monkeypatch.setattr(subject.Subject, "join", join)
-    assert outcome_of("ddp").reason.startswith(FAULTS[hang])
+    outcome, deadline_s = hanging("ddp")
+    assert outcome.reason.startswith("rank 1: " + HUNG.format(deadline_s=deadline_s))
 
 
 def test_a_rank_with_fewer_batches(monkeypatch, outcome_of):
@@ -147,7 +187,7 @@ def test_a_rank_with_fewer_batches(monkeypatch, outcome_of):
     assert outcome_of("ddp").reason == told
 
 
-def test_a_rank_that_leaves_before_the_others(monkeypatch, outcome_of):
+def test_a_rank_that_leaves_before_the_others(monkeypatch, hanging):
     real = worker.Measured._time
 
     def leave(self, *arguments):
@@ -162,15 +202,16 @@ def test_a_rank_that_leaves_before_the_others(monkeypatch, outcome_of):
         try:
             return measure_all(self, *arguments)
         except Left:
+            HUNG_AT_S.value = time.monotonic()
             self.window_at = (0.0, 1.0)
             return measurement(), None
 
     measure_all = worker.Measured.measure
     monkeypatch.setattr(worker.Measured, "measure", measure_or_leave)
     monkeypatch.setattr(worker.Measured, "_time", leave)
-    outcome = outcome_of("ddp")
+    outcome, deadline_s = hanging("ddp")
     assert outcome.kind == "failed"
-    told = "rank 1 left before rank 0 had done: no answer within its deadline of 6 s"
+    told = f"rank 1 left before rank 0 had done: no answer within its deadline of {deadline_s} s"
     assert outcome.reason.startswith(told)
 
 
