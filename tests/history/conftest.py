@@ -77,7 +77,7 @@ class Toy:
     def asv(self, *arguments: str, code: int = 0, **environ: str) -> str:
         """What ASV said; it has to end with `code`."""
         process = self.start(*arguments, **environ)
-        said, _ = process.communicate(timeout=120)
+        said, _ = process.communicate(timeout=600)
         assert process.returncode == code, said
         return said
 

@@ -29,7 +29,7 @@ def combinations(toy: Toy) -> list[str]:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -160,10 +160,10 @@ def test_a_wrong_key_is_one_line(toy: Toy) -> None:
 
 def test_an_interrupted_run_goes_on_where_it_stopped(toy: Toy) -> None:
     selected = ("-b", r"accumulation.*step_s")
-    process = toy.start("run", *selected, STEPBENCH_TOY_WAIT_S="0.7")
+    process = toy.start("run", *selected, STEPBENCH_TOY_WAIT_S="2")
     wait_for(lambda: len(toy.measured()) == 2)
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=30) == 1
+    assert process.wait(timeout=120) == 1
     (run,) = toy.runs()
     assert not run.closed
     assert [str(record.case.combination) for record in run.records] == ["baseline"]
@@ -181,7 +181,7 @@ def test_a_killed_asv_loses_only_the_running_case(toy: Toy) -> None:
     process = toy.start("run", *selected, STEPBENCH_TOY_WAIT_S="2")
     wait_for(lambda: len(toy.measured()) == 2)
     process.kill()
-    process.wait(timeout=30)
+    process.wait(timeout=120)
     (run,) = toy.runs()
     assert not run.closed
     assert len(run.records) == 1

@@ -65,11 +65,11 @@ def test_a_baseline_that_dies_is_told_as_such(monkeypatch, machine):
 
 
 def test_a_hang_ends_at_the_deadline(monkeypatch, machine):
-    planted(monkeypatch, lambda loop: replace(loop, update=lambda: time.sleep(100)))
+    planted(monkeypatch, lambda loop: replace(loop, update=lambda: time.sleep(1000)))
     began = time.monotonic()
     settings = replace(ONE_STEP, deadline_s=3)
     record = measure(Case(workload="gpt-tiny"), settings, machine)
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
     assert record.outcome.kind == "failed"
     assert "deadline of 3 s" in record.outcome.reason
 
@@ -118,9 +118,9 @@ def test_a_wrong_tree_is_refused(monkeypatch, machine, tmp_path):
 
 
 def test_a_child_may_answer_with_nothing_or_fail():
-    silent = in_child(lambda: None, deadline_s=10)
+    silent = in_child(lambda: None, deadline_s=60)
     assert (silent.answer, silent.death) == (None, None)
-    assert in_child(os._exit, 7, deadline_s=10).death == (
+    assert in_child(os._exit, 7, deadline_s=60).death == (
         "the process ended with exit code 7 and no answer"
     )
 
@@ -128,16 +128,16 @@ def test_a_child_may_answer_with_nothing_or_fail():
         os.write(1, b"some words\nlast words\n")
         os.kill(os.getpid(), signal.SIGTERM)
 
-    said = in_child(dying, deadline_s=10)
+    said = in_child(dying, deadline_s=60)
     assert said.death == "the process was killed by SIGTERM (its last line: last words)"
 
 
 def test_grandchildren_die_with_the_case():
     def work():
-        return subprocess.Popen(["sleep", "60"]).pid
+        return subprocess.Popen(["sleep", "600"]).pid
 
-    pid = in_child(work, deadline_s=10).answer
-    deadline = time.monotonic() + 5
+    pid = in_child(work, deadline_s=60).answer
+    deadline = time.monotonic() + 60
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline, "the grandchild lives on"
         time.sleep(0.02)
@@ -165,7 +165,7 @@ def waiting_case(tmp_path):
         cli.main()
     """)
     running = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (tmp_path / "hanging").exists():
         assert time.monotonic() < deadline, "the case never started"
         assert running.poll() is None, running.communicate()
@@ -184,8 +184,8 @@ def the_only_run(tmp_path):
 def test_a_stopped_run_loses_at_most_the_running_case(tmp_path, how):
     running, children = waiting_case(tmp_path)
     running.send_signal(how)
-    _, told = running.communicate(timeout=30)
-    _, alive = psutil.wait_procs(children, timeout=5)
+    _, told = running.communicate(timeout=120)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert not alive, "a worker outlived the run"
     file, problems = the_only_run(tmp_path)
     assert problems == []
@@ -212,9 +212,9 @@ def test_a_stopped_run_loses_at_most_the_running_case(tmp_path, how):
 def test_a_death_is_noticed_though_a_grandchild_lives_on():
     def orphaning():
         if os.fork() == 0:
-            time.sleep(60)
+            time.sleep(600)
         os.kill(os.getpid(), signal.SIGKILL)
 
     began = time.monotonic()
-    assert "killed by SIGKILL" in in_child(orphaning, deadline_s=30).death
-    assert time.monotonic() - began < 10
+    assert "killed by SIGKILL" in in_child(orphaning, deadline_s=300).death
+    assert time.monotonic() - began < 100

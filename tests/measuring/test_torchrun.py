@@ -51,20 +51,20 @@ def two_agents(results, *more, **environ):
 def test_a_rank_of_torchruns_that_raises(tmp_path):
     (tmp_path / "broken.py").write_text(BROKEN, encoding="utf-8")
     nodes = two_agents(tmp_path / "results", "-w", "broken:one", PYTHONPATH=str(tmp_path))
-    told = "".join(node.communicate(timeout=90)[0] for node in nodes)
+    told = "".join(node.communicate(timeout=300)[0] for node in nodes)
     assert "ddp on 2 ranks: failed in forward: rank 1: ValueError: on purpose (broken.py:" in told
 
 
 def test_another_number_of_ranks_than_torchrun_started(tmp_path):
     nodes = two_agents(tmp_path / "results", "--ranks", "4")
-    told = "".join(node.communicate(timeout=90)[0] for node in nodes)
+    told = "".join(node.communicate(timeout=300)[0] for node in nodes)
     assert "stepbench: --ranks 4: torchrun started 2 processes; leave --ranks out" in told
     assert not (tmp_path / "results").exists()
 
 
 def test_torchrun_spans_two_agents(tmp_path):
     nodes = two_agents(tmp_path / "results")
-    told = [node.communicate(timeout=90)[0] for node in nodes]
+    told = [node.communicate(timeout=300)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], told
     assert "ddp on 2 ranks: ok, speed-up" in "".join(told)
     [path] = (tmp_path / "results").glob("*/*.jsonl")
@@ -92,7 +92,7 @@ def test_a_port_in_use(tmp_path):
         ]
         command = ["-m", "harness.cli", "run", "ddp", "-w", "gpt-tiny", "--results", str(tmp_path)]
         done = subprocess.run(
-            [*program, *options, *command], capture_output=True, text=True, timeout=60, check=False
+            [*program, *options, *command], capture_output=True, text=True, timeout=300, check=False
         )
     assert done.returncode != 0
     assert f"port: {port}" in done.stderr

@@ -10,7 +10,7 @@ from harness.report.tables import terminal
 from harness.training.techniques import compiling, parse, plan_of
 from tests.synthetic import run_file
 
-QUICK = Settings(rounds=1, extra_rounds=0, max_steps=10, min_steps=10, deadline_s=60)
+QUICK = Settings(rounds=1, extra_rounds=0, max_steps=10, min_steps=10)
 
 
 def outcome_of(workload: str, combination: str) -> Outcome:
