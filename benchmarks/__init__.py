@@ -5,7 +5,6 @@ ASV would take the imported class for a benchmark of the importing file.
 """
 
 from asv_runner.benchmarks import benchmark_types
-
-from harness.history import suite
+from stepbench.history import suite
 
 benchmark_types.append(suite.Measured)

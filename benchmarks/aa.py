@@ -20,18 +20,18 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from stepbench.core import Case, StepbenchError
+from stepbench.judging.gate import SETTINGS, Session
+from stepbench.judging.pairs import Ring, order_of
+from stepbench.judging.rule import PAIRS_A_START
+from stepbench.judging.trees import Project, Tree
+from stepbench.measuring.sweep import claimed_machine
+from stepbench.noise import FOREIGN_CORES
+from stepbench.selfcheck.journal import add, opened, read
+from stepbench.store import now
+from stepbench.verdicts import Pair, Side
 
 from benchmarks.aa_rates import CONDITIONS, LEAST_PAIRS, SHAPES, Condition, Shape, report, rounded
-from harness.core import Case, StepbenchError
-from harness.judging.gate import SETTINGS, Session
-from harness.judging.pairs import Ring, order_of
-from harness.judging.rule import PAIRS_A_START
-from harness.judging.trees import Project, Tree
-from harness.measuring.sweep import claimed_machine
-from harness.noise import FOREIGN_CORES
-from harness.selfcheck.journal import add, opened, read
-from harness.store import now
-from harness.verdicts import Pair, Side
 
 # Steps of about 2, 20 and 200 ms on the machine that this was written on.
 WORKLOADS = ("gpt-tiny", "cnn-tiny", "gpt-1m@batch=32")
@@ -47,7 +47,7 @@ PLANTED = '''
 from dataclasses import replace
 from time import process_time_ns
 
-from harness.training.workloads import load
+from stepbench.training.workloads import load
 
 PERCENT, PERIOD, HITS = {percent}, {period}, {hits}
 

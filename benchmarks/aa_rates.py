@@ -9,13 +9,12 @@ from typing import Any, Literal
 import numpy as np
 from asv._stats import is_different
 from scipy.stats import binomtest
+from stepbench import machine as machines
+from stepbench.judging import rule
+from stepbench.judging.rule import PAIRS_A_START, simulate
+from stepbench.report import formats
+from stepbench.verdicts import Block, Figure, Pair
 from tabulate import tabulate
-
-from harness import machine as machines
-from harness.judging import rule
-from harness.judging.rule import PAIRS_A_START, simulate
-from harness.report import formats
-from harness.verdicts import Block, Figure, Pair
 
 Condition = Literal["quiet", "crowded"]
 CONDITIONS: tuple[Condition, ...] = ("crowded", "quiet")

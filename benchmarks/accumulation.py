@@ -1,6 +1,6 @@
 """What do micro-batches save, and what do they cost?"""
 
-from harness.history import suite
+from stepbench.history import suite
 
 
 class Accumulation(suite.Cases):

@@ -1,6 +1,6 @@
 """What does training only adapters save, by rank and by where they stand?"""
 
-from harness.history import suite
+from stepbench.history import suite
 
 
 class Adapters(suite.StateCases):

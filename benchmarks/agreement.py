@@ -17,20 +17,20 @@ from pathlib import Path
 
 import numpy as np
 from scipy.stats import binomtest
+from stepbench import machine as machines
+from stepbench import stats
+from stepbench.core import MEASURE_VERSION, Case, Record, StepbenchError
+from stepbench.machine import device_type
+from stepbench.measuring.settings import Settings
+from stepbench.measuring.sweep import claimed_machine, close_sweep, open_sweep, sweep
+from stepbench.report import formats
+from stepbench.stats import Estimate
+from stepbench.store import RunFile, read_all
+from stepbench.training.techniques import parse
+from stepbench.training.workloads import canonical
 from tabulate import tabulate
 
 from benchmarks import accumulation, checkpointing, precision, product
-from harness import machine as machines
-from harness import stats
-from harness.core import MEASURE_VERSION, Case, Record, StepbenchError
-from harness.machine import device_type
-from harness.measuring.settings import Settings
-from harness.measuring.sweep import claimed_machine, close_sweep, open_sweep, sweep
-from harness.report import formats
-from harness.stats import Estimate
-from harness.store import RunFile, read_all
-from harness.training.techniques import parse
-from harness.training.workloads import canonical
 
 ROUNDS = 8
 CLASSES = (

@@ -3,7 +3,7 @@
 `stepbench report` prints the fitted exponents below a run's tables.
 """
 
-from harness.history import suite
+from stepbench.history import suite
 
 SHORT = ["seq=128", "seq=256", "seq=512", "seq=1024"]
 LONG = ["seq=2048", "seq=4096", "seq=8192"]

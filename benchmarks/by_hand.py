@@ -20,29 +20,28 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-
-from harness.core import Case, StepbenchError
-from harness.judging.pairs import alternate
-from harness.machine import device_type, summary
-from harness.measuring.launch import in_child
-from harness.measuring.measure import measure_process
-from harness.measuring.probes import timing
-from harness.measuring.probes.run_delay import RunDelay
-from harness.measuring.settings import Settings
-from harness.measuring.sweep import claimed_machine, measure_once, open_sweep
-from harness.measuring.window_plan import PARITY_STEPS, WindowPlan
-from harness.noise import first_begins
-from harness.selfcheck.plain_loop import plain_step
-from harness.stats import Estimate, estimate, step_s, undelayed_step_s
-from harness.training.build import build
-from harness.training.data import Batches
-from harness.training.step import train_step
-from harness.training.techniques import parse
-from harness.training.workloads import default, load
-from harness.verdicts import Block
+from stepbench.core import Case, StepbenchError
+from stepbench.judging.pairs import alternate
+from stepbench.machine import device_type, summary
+from stepbench.measuring.launch import in_child
+from stepbench.measuring.measure import measure_process
+from stepbench.measuring.probes import timing
+from stepbench.measuring.probes.run_delay import RunDelay
+from stepbench.measuring.settings import Settings
+from stepbench.measuring.sweep import claimed_machine, measure_once, open_sweep
+from stepbench.measuring.window_plan import PARITY_STEPS, WindowPlan
+from stepbench.noise import first_begins
+from stepbench.selfcheck.plain_loop import plain_step
+from stepbench.stats import Estimate, estimate, step_s, undelayed_step_s
+from stepbench.training.build import build
+from stepbench.training.data import Batches
+from stepbench.training.step import train_step
+from stepbench.training.techniques import parse
+from stepbench.training.workloads import default, load
+from stepbench.verdicts import Block
 
 STEPS = 8
-UNEVEN = ("harness.selfcheck.uneven:periodic", "harness.selfcheck.uneven:texts")
+UNEVEN = ("stepbench.selfcheck.uneven:periodic", "stepbench.selfcheck.uneven:texts")
 # Of the optimizer's ten steps four periods.
 UNEVEN_WINDOW = WindowPlan(
     first_batch=PARITY_STEPS + 5, warmup_steps=5, least_steps=40, most_steps=40, agreed=True

@@ -1,6 +1,6 @@
 """How much memory does recomputing activations save, and for how much time?"""
 
-from harness.history import suite
+from stepbench.history import suite
 
 
 class Checkpointing(suite.Cases):

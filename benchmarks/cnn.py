@@ -1,6 +1,6 @@
 """The same techniques on a CNN: mixed precision, and what BatchNorm makes of micro-batches."""
 
-from harness.history import suite
+from stepbench.history import suite
 
 
 class MixedPrecision(suite.Cases):

@@ -1,6 +1,6 @@
 """What does compiling buy a step, and how long does it take?"""
 
-from harness.history import suite
+from stepbench.history import suite
 
 
 class Compiling(suite.CompileCases):

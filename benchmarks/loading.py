@@ -1,6 +1,6 @@
 """Do worker processes feed the step, and what do they cost where it waits for nothing?"""
 
-from harness.history import suite
+from stepbench.history import suite
 
 WORKERS = ["workers0", "workers1", "workers2", "workers4", "workers8", "workers16"]
 

@@ -1,6 +1,6 @@
 """What does it cost to keep activations or optimizer state in host memory?"""
 
-from harness.history import suite
+from stepbench.history import suite
 
 
 class Offload(suite.StateCases):

@@ -1,6 +1,6 @@
 """What does each optimizer keep for a parameter, and what does its update cost?"""
 
-from harness.history import suite
+from stepbench.history import suite
 
 
 class Optimizers(suite.StateCases):

@@ -1,6 +1,6 @@
 """What do more ranks buy, and what does each of them hold and exchange?"""
 
-from harness.history import suite
+from stepbench.history import suite
 
 
 class Parallel(suite.RankCases):

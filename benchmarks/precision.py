@@ -1,6 +1,6 @@
 """What does each number format buy?"""
 
-from harness.history import suite
+from stepbench.history import suite
 
 
 class Precision(suite.Cases):

@@ -1,6 +1,6 @@
 """Do the techniques still pay when they are combined?"""
 
-from harness.history import suite
+from stepbench.history import suite
 
 
 class Product(suite.Cases):

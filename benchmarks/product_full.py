@@ -1,6 +1,6 @@
 """Every combination of the three axes; runs only when asked for, `asv run -b product_full`."""
 
-from harness.history import suite
+from stepbench.history import suite
 
 
 class ProductFull(suite.Cases):

@@ -1,6 +1,6 @@
 """What do 8-bit floats buy, and what does training for int8 cost?"""
 
-from harness.history import suite
+from stepbench.history import suite
 
 
 class Quantization(suite.Cases):

@@ -1,6 +1,6 @@
 """Combinations that training guides recommend, each as a whole."""
 
-from harness.history import suite
+from stepbench.history import suite
 
 
 class Recipes(suite.Cases):

@@ -1,6 +1,6 @@
 """What do the techniques that steady training cost, and where do they matter?"""
 
-from harness.history import suite
+from stepbench.history import suite
 
 
 class Stability(suite.Cases):

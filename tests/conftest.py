@@ -2,7 +2,7 @@
 
 import signal
 
-from harness.measuring.lock import hold_gpus
+from stepbench.measuring.lock import hold_gpus
 
 # A suite that a shell started in the background ignores Ctrl-C, and so would all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

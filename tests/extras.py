@@ -3,8 +3,7 @@
 import importlib.util
 
 import pytest
-
-from harness.core import Record
+from stepbench.core import Record
 
 
 def needs(library: str) -> pytest.MarkDecorator:

@@ -4,7 +4,7 @@ TRAIN = """
 import torch
 from torch import nn
 
-from harness.training import Workload
+from stepbench.training import Workload
 
 EXTRA = 0
 

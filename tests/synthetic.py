@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.core import MEASURE_VERSION, Case, Combination, Outcome, Record, Round, Run
-from harness.observed import Counters, Measurement, Memory, Peak
-from harness.store import RunFile
+from stepbench.core import MEASURE_VERSION, Case, Combination, Outcome, Record, Round, Run
+from stepbench.observed import Counters, Measurement, Memory, Peak
+from stepbench.store import RunFile
 
 MIB = 2**20
 WORKLOAD = "gpt-1m@batch=8"

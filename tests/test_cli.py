@@ -6,13 +6,12 @@ import subprocess
 import sys
 
 import pytest
-
-from harness.training.techniques import AXES
+from stepbench.training.techniques import AXES
 
 
 def stepbench(*arguments, cwd, code=0):
     done = subprocess.run(
-        [sys.executable, "-m", "harness.cli", *arguments],
+        [sys.executable, "-m", "stepbench.cli", *arguments],
         capture_output=True,
         text=True,
         cwd=cwd,
@@ -137,7 +136,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, told):
 def test_reading_never_loads_torch(run_once):
     folder, _ = run_once
     program = (
-        "import sys; from harness import cli; cli.stepbench(['report'], standalone_mode=False);"
+        "import sys; from stepbench import cli; cli.stepbench(['report'], standalone_mode=False);"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], cwd=folder, check=True, capture_output=True)

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import json5
 import pytest
+from stepbench.core import StepbenchError
+from stepbench.history import configuration
+from stepbench.report import compare, page, side_by_side, tables
+from stepbench.store import RunFile
+from stepbench.training.choice import choose, numbers
+from stepbench.training.techniques import known_names, parse
+from stepbench.training.workloads import load, names
 
-from harness.core import StepbenchError
-from harness.history import configuration
-from harness.report import compare, page, side_by_side, tables
-from harness.store import RunFile
-from harness.training.choice import choose, numbers
-from harness.training.techniques import known_names, parse
-from harness.training.workloads import load, names
 from tests.synthetic import case, measurement, record, run
 
 MANY = 200

@@ -1,8 +1,7 @@
 """What is slow every so often, by hand."""
 
 import pytest
-
-from harness.periods import period, slow_steps
+from stepbench.periods import period, slow_steps
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 
 import psutil
+from stepbench.core import MEASURE_VERSION, Outcome
+from stepbench.store import RunFile
 
-from harness.core import MEASURE_VERSION, Outcome
-from harness.store import RunFile
 from tests.synthetic import MACHINE, MIB, case, measurement, record, run
 
 pytest_plugins = ["pytester"]
@@ -259,7 +259,7 @@ OWN = """
 import torch
 from torch import nn
 
-from harness.training import Workload
+from stepbench.training import Workload
 
 
 class Pairs(torch.utils.data.Dataset):
@@ -329,18 +329,18 @@ def test_a_suite_that_does_not_use_it_pays_nothing(pytester):
 import sys
 
 def test_nothing():
-    assert "harness.pytest_plugin" in sys.modules
+    assert "stepbench.pytest_plugin" in sys.modules
     assert not [name for name in {NEEDS} if name in sys.modules]
-    assert not [name for name in sys.modules if name.startswith("harness.j")]
+    assert not [name for name in sys.modules if name.startswith("stepbench.j")]
 """)
     pytester.runpytest_subprocess().assert_outcomes(passed=1)
 
 
 def test_what_importing_it_takes(pytester):
     """Printed, never asserted: `pytest -s` shows it, README quotes it."""
-    code = "import pytest, harness.pytest_plugin"
+    code = "import pytest, stepbench.pytest_plugin"
     done = pytester.run("python", "-X", "importtime", "-c", code)
-    (line,) = [one for one in done.errlines if one.endswith("harness.pytest_plugin")]
+    (line,) = [one for one in done.errlines if one.endswith("stepbench.pytest_plugin")]
     microseconds = int(line.split("|")[1])
     print(f"importing the plug-in takes {microseconds / 1e3:.1f} ms")
     assert microseconds > 0

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from stepbench.store import RunFile
 
-from harness.store import RunFile
 from tests.synthetic import MIB, case, measurement, record, run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,7 +110,9 @@ def test_a_strangers_model_goes_through_every_axis(tmp_path):
 
 
 def test_the_shown_technique_is_the_one_that_runs():
-    source = (ROOT / "harness/training/techniques/precision.py").read_text(encoding="utf-8")
+    source = (ROOT / "harness/stepbench/training/techniques/precision.py").read_text(
+        encoding="utf-8"
+    )
     squeezed = re.sub(r"\s+", " ", source)
     for part in blocks("python")[2].split("\n\n\n"):
         assert re.sub(r"\s+", " ", part).strip() in squeezed

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from stepbench.core import Calibration, StepbenchError
+from stepbench.store import DIED, RunFile, open_run, read_all, read_path
 
-from harness.core import Calibration, StepbenchError
-from harness.store import DIED, RunFile, open_run, read_all, read_path
 from tests.synthetic import case, measurement, record, run
 
 BF16 = record(case("bf16"), [(measurement([0.05]), measurement([0.1]))])
@@ -177,7 +177,7 @@ def test_a_case_withdrawn_is_no_death(tmp_path):
 
 ANOTHER_PROCESS = """
 import pathlib, sys
-from harness.store import open_run
+from stepbench.store import open_run
 from tests.synthetic import case, run
 
 file = open_run(pathlib.Path(sys.argv[1]), run("20260201T000000Z-ffffff"))
@@ -213,8 +213,8 @@ def test_a_machines_folder_is_read_like_all_of_them(tmp_path):
 
 FULL_DISK = """
 import pathlib, resource, sys
-from harness.core import StepbenchError
-from harness.store import RunFile
+from stepbench.core import StepbenchError
+from stepbench.store import RunFile
 from tests.synthetic import case, measurement, record, run
 
 def limit(size_bytes):

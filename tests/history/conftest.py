@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from harness.store import RunFile, read_all
+from stepbench.source_roots import PACKAGE
+from stepbench.store import RunFile, read_all
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKES = Path(__file__).parent / "toy"
@@ -23,7 +23,7 @@ ASV = Path(sys.executable).parent / "asv"
 
 # Techniques without torch, so that a run of ASV takes seconds.
 TECHNIQUES = """
-from harness.core import Combination, StepbenchError
+from stepbench.core import Combination, StepbenchError
 
 def parse(text):
     chosen = [name for name in text.split("+") if name not in ("fp32", "accum1", "ckpt0")]
@@ -101,21 +101,21 @@ def stored(toy: Toy, commit: str, benchmark: str) -> dict[str, Any]:
 @pytest.fixture
 def toy(tmp_path: Path) -> Toy:
     folder = tmp_path / "project"
-    harness = folder / "harness"
-    for name in ("__init__", "core", "store", "stats", "machine"):
-        _copy(ROOT / "harness" / f"{name}.py", harness)
+    package = folder / PACKAGE
+    for name in ("__init__", "core", "store", "stats", "machine", "source_roots"):
+        _copy(ROOT / PACKAGE / f"{name}.py", package)
     for name in BENCHMARKS:
         _copy(ROOT / "benchmarks" / f"{name}.py", folder / "benchmarks")
-    for name in ("harness/history", "harness/report"):
+    for name in ("harness/stepbench/history", "harness/stepbench/report"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("asv.conf.json", ".gitignore"):
         _copy(ROOT / name, folder)
-    _copy(FAKES / "sweep.py", harness / "measuring")
-    _copy(ROOT / "harness/measuring/settings.py", harness / "measuring")
-    _copy(ROOT / "tests/synthetic.py", harness / "measuring")
-    _copy(FAKES / "subject.py", harness / "training")
-    _write(harness / "training/techniques.py", TECHNIQUES)
-    _write(harness / "training/workloads.py", "canonical = str\n")
+    _copy(FAKES / "sweep.py", package / "measuring")
+    _copy(ROOT / "harness/stepbench/measuring/settings.py", package / "measuring")
+    _copy(ROOT / "tests/synthetic.py", package / "measuring")
+    _copy(FAKES / "subject.py", package / "training")
+    _write(package / "training/techniques.py", TECHNIQUES)
+    _write(package / "training/workloads.py", "canonical = str\n")
     log = tmp_path / "measured.txt"
     environ = {"HOME": str(tmp_path), "STEPBENCH_TOY_LOG": str(log)}
     toy = Toy(folder=folder, home=tmp_path, log=log, environ=environ)

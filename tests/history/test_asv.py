@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 from asv.graph import Graph
+from stepbench.core import MEASURE_VERSION, StepbenchError
+from stepbench.history.publish import exact, publish
 
-from harness.core import MEASURE_VERSION, StepbenchError
-from harness.history.publish import exact, publish
 from tests.history.conftest import Toy, stored
 
-SUBJECT = "harness/training/subject.py"
+SUBJECT = "harness/stepbench/training/subject.py"
 SLOWED = {SUBJECT: ('"bf16": 0.010', '"bf16": 0.012')}
 BF16 = r"precision.*\('bf16'\)"
 BF16_STEP = r"precision.*step_s\('bf16'\)"
@@ -193,7 +193,7 @@ def test_a_commit_with_another_ruler_is_skipped(toy: Toy) -> None:
         f"MEASURE_VERSION = {MEASURE_VERSION}\n",
         f"MEASURE_VERSION = {MEASURE_VERSION + 1}\n",
     )
-    toy.commit("another ruler", {"harness/core.py": changed})
+    toy.commit("another ruler", {"harness/stepbench/core.py": changed})
     said = toy.asv("run", "-b", BF16, "HEAD~1^!", "--show-stderr")
     assert f"commit {old[:8]} is skipped" in said
     assert f"MEASURE_VERSION {MEASURE_VERSION + 1}" in said
@@ -204,8 +204,8 @@ def test_a_commit_with_another_ruler_is_skipped(toy: Toy) -> None:
 @pytest.mark.parametrize(
     ("lacking", "why"),
     [
-        ("harness/history", "it has no harness/history/suite.py"),
-        ("harness", "its harness has no MEASURE_VERSION, no STORE_VERSION; today's,"),
+        ("harness/stepbench/history", "it has no harness/stepbench/history/suite.py"),
+        ("harness", "it has no harness/stepbench/history/suite.py"),
     ],
 )
 def test_a_commit_from_before_the_suite_is_skipped(toy: Toy, lacking: str, why: str) -> None:

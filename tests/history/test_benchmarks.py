@@ -9,6 +9,9 @@ import pkgutil
 
 import pytest
 from asv_runner.benchmarks import benchmark_types
+from stepbench.history.suite import RANKS, Cases, CompileCases, Measured, RankCases, StateCases
+from stepbench.training.techniques import parse
+from stepbench.training.workloads import canonical
 
 import benchmarks
 from benchmarks import (
@@ -25,9 +28,6 @@ from benchmarks import (
     stability,
 )
 from benchmarks.agreement import CLASSES as DEFAULT
-from harness.history.suite import RANKS, Cases, CompileCases, Measured, RankCases, StateCases
-from harness.training.techniques import parse
-from harness.training.workloads import canonical
 
 
 def cases(classes: list[type[Cases]]) -> set[str]:

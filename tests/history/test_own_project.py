@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from stepbench.core import StepbenchError
+from stepbench.history.project import PLACEHOLDER, start
+from stepbench.history.publish import publish
 
-from harness.core import StepbenchError
-from harness.history.project import PLACEHOLDER, start
-from harness.history.publish import publish
 from tests.history.conftest import Toy, stored
 from tests.stranger import TRAIN
 
@@ -128,7 +128,7 @@ def test_a_src_layout_is_the_commits_and_an_installed_copy_is_caught(own: Toy) -
     assert f"the workload came from {installed}" in str(outcomes[wrong].reason)
 
 
-@pytest.mark.parametrize("there", ["asv.conf.json", "benchmarks/mine.py", "harness/mine.py"])
+@pytest.mark.parametrize("there", ["asv.conf.json", "benchmarks/mine.py", "stepbench/mine.py"])
 def test_init_overwrites_nothing(own: Toy, there: str) -> None:
     path = own.folder / there
     path.parent.mkdir(exist_ok=True)

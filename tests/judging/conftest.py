@@ -1,12 +1,11 @@
 """Sides small enough to pair for real in half a second."""
 
 import pytest
-
-from harness.core import Case
-from harness.measuring.settings import Settings
-from harness.measuring.sweep import this_machine
-from harness.training.techniques import parse
-from harness.verdicts import Side
+from stepbench.core import Case
+from stepbench.measuring.settings import Settings
+from stepbench.measuring.sweep import this_machine
+from stepbench.training.techniques import parse
+from stepbench.verdicts import Side
 
 QUICK = Settings(rounds=1, max_steps=3, min_steps=3)
 

@@ -7,14 +7,14 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from stepbench import cli, cli_gate
+from stepbench.core import Case, Outcome, StepbenchError
+from stepbench.judging import baselines, command, pairs, trial
+from stepbench.judging.gate import Session, Terms
+from stepbench.judging.tallies import tally
+from stepbench.judging.trees import Tree
+from stepbench.verdicts import CaseVerdict, Gate
 
-from harness import cli, cli_gate
-from harness.core import Case, Outcome, StepbenchError
-from harness.judging import baselines, command, pairs, trial
-from harness.judging.gate import Session, Terms
-from harness.judging.tallies import tally
-from harness.judging.trees import Tree
-from harness.verdicts import CaseVerdict, Gate
 from tests.judging.test_tallies import counting
 from tests.judging.test_trees import git
 from tests.stranger import TRAIN
@@ -160,7 +160,7 @@ def test_time_is_judged_of_the_working_tree_and_every_output_written(
 
 
 def test_the_command_accepts_counters_and_holds_them_against_the_working_tree(project):
-    line = [sys.executable, "-m", "harness.cli", "gate", "-w", "train:workload", "-c", "baseline"]
+    line = [sys.executable, "-m", "stepbench.cli", "gate", "-w", "train:workload", "-c", "baseline"]
     done = subprocess.run(
         [*line, "--accept"], cwd=project, capture_output=True, text=True, check=False
     )

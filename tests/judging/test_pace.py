@@ -1,6 +1,7 @@
 """What is told of the pairs, by a clock of the test's own."""
 
-from harness.judging.pace import Pace
+from stepbench.judging.pace import Pace
+
 from tests.synthetic import case
 
 

@@ -14,15 +14,15 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from stepbench.core import MEASURE_VERSION, StepbenchError
+from stepbench.judging import pairs
+from stepbench.judging.pairs import BLOCKS, PairFailed, Ring, alternate, method_for, order_of
+from stepbench.measuring.probes.surroundings import HostLoad
+from stepbench.measuring.window import WARMUP_CAP
+from stepbench.observed import DeviceState
+from stepbench.training import build as build_module
+from stepbench.verdicts import Block, Pair, lower_quartile
 
-from harness.core import MEASURE_VERSION, StepbenchError
-from harness.judging import pairs
-from harness.judging.pairs import BLOCKS, PairFailed, Ring, alternate, method_for, order_of
-from harness.measuring.probes.surroundings import HostLoad
-from harness.measuring.window import WARMUP_CAP
-from harness.observed import DeviceState
-from harness.training import build as build_module
-from harness.verdicts import Block, Pair, lower_quartile
 from tests.judging.conftest import QUICK, side
 from tests.stranger import TRAIN
 from tests.synthetic import measurement
@@ -303,7 +303,7 @@ def test_an_installed_copy_is_no_trees_code(machine, tree, monkeypatch):
 
 def test_another_ruler_is_refused_before_anything_is_measured(machine, tmp_path):
     shutil.copytree(ROOT / "harness", tmp_path / "harness")
-    core = tmp_path / "harness/core.py"
+    core = tmp_path / "harness/stepbench/core.py"
     ruler = re.sub(r"MEASURE_VERSION = \d+", "MEASURE_VERSION = 99", core.read_text())
     core.write_text(ruler)
     with (
@@ -314,8 +314,8 @@ def test_another_ruler_is_refused_before_anything_is_measured(machine, tmp_path)
 
 
 def test_a_tree_that_does_not_start_is_told_in_one_line(machine, tmp_path):
-    (tmp_path / "harness").mkdir()
-    (tmp_path / "harness/__init__.py").touch()
+    (tmp_path / "harness/stepbench").mkdir(parents=True)
+    (tmp_path / "harness/stepbench/__init__.py").touch()
     with (
         pytest.raises(StepbenchError, match="does not start"),
         Ring(side(), side(tree=str(tmp_path)), machine, QUICK),
@@ -327,11 +327,11 @@ def test_a_tree_that_does_not_start_is_told_in_one_line(machine, tmp_path):
 def test_what_stops_the_parent_stops_everything(how, tmp_path):
     program = """
 from dataclasses import replace
-from harness.core import Case
-from harness.judging.pairs import Ring
-from harness.measuring.sweep import this_machine
-from harness.training import build
-from harness.verdicts import Side
+from stepbench.core import Case
+from stepbench.judging.pairs import Ring
+from stepbench.measuring.sweep import this_machine
+from stepbench.training import build
+from stepbench.verdicts import Side
 import time
 real = build.plain_loop
 build.plain_loop = lambda *given: replace(real(*given), update=lambda: time.sleep(999))

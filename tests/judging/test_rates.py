@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from stepbench.verdicts import Block, Pair
 
 from benchmarks import aa_rates
 from benchmarks.aa_rates import (
@@ -18,7 +19,6 @@ from benchmarks.aa_rates import (
     rate,
     simulated,
 )
-from harness.verdicts import Block, Pair
 
 STEPS = 10
 

@@ -5,9 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
-from harness.judging import rule
-from harness.judging.rule import (
+from stepbench.judging import rule
+from stepbench.judging.rule import (
     PAIRS_A_START,
     StagedRule,
     discoveries,

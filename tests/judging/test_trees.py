@@ -3,11 +3,10 @@
 import subprocess
 
 import pytest
-
-from harness.core import StepbenchError
-from harness.judging import pins
-from harness.judging.trees import Project
-from harness.verdicts import Pin
+from stepbench.core import StepbenchError
+from stepbench.judging import pins
+from stepbench.judging.trees import Project
+from stepbench.verdicts import Pin
 
 
 def git(folder, *arguments):
@@ -81,10 +80,10 @@ def test_mistakes_are_told(project, tmp_path):
 
 
 def test_a_stepbench_from_before_the_gate_is_refused(project):
-    (project / "harness/measuring").mkdir(parents=True)
-    (project / "harness/measuring/worker.py").touch()
+    (project / "harness/stepbench/measuring").mkdir(parents=True)
+    (project / "harness/stepbench/measuring/worker.py").touch()
     with (
-        pytest.raises(StepbenchError, match="it is from before the gate"),
+        pytest.raises(StepbenchError, match=r"it has no harness.stepbench.judging.forge\.py"),
         Project.at(project).tree(None),
     ):
         pass

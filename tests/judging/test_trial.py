@@ -4,14 +4,14 @@ import math
 from dataclasses import replace
 
 import pytest
+from stepbench.core import Outcome
+from stepbench.judging import gate as judging_gate
+from stepbench.judging.gate import Session, Terms
+from stepbench.judging.pairs import PairFailed
+from stepbench.judging.trees import Tree
+from stepbench.report import gate_tables
+from stepbench.verdicts import Block, CaseVerdict, Gate, Pair
 
-from harness.core import Outcome
-from harness.judging import gate as judging_gate
-from harness.judging.gate import Session, Terms
-from harness.judging.pairs import PairFailed
-from harness.judging.trees import Tree
-from harness.report import gate_tables
-from harness.verdicts import Block, CaseVerdict, Gate, Pair
 from tests.synthetic import MACHINE, case, measurement
 
 # Pairs of equal sides: ±1% with no direction in any of the stages.

@@ -3,12 +3,11 @@
 from collections.abc import Callable
 
 import pytest
-
-from harness.core import Case, Record
-from harness.measuring.measure import measure
-from harness.measuring.settings import Settings
-from harness.measuring.sweep import this_machine
-from harness.training.techniques import parse
+from stepbench.core import Case, Record
+from stepbench.measuring.measure import measure
+from stepbench.measuring.settings import Settings
+from stepbench.measuring.sweep import this_machine
+from stepbench.training.techniques import parse
 
 QUICK = Settings(rounds=1, extra_rounds=0, max_steps=3, min_steps=3)
 

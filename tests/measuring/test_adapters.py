@@ -3,12 +3,12 @@
 import sys
 
 import pytest
+from stepbench.core import Case
+from stepbench.measuring.measure import measure
+from stepbench.measuring.preload import preload
+from stepbench.measuring.settings import Settings
+from stepbench.training.techniques import adapters, parse
 
-from harness.core import Case
-from harness.measuring.measure import measure
-from harness.measuring.preload import preload
-from harness.measuring.settings import Settings
-from harness.training.techniques import adapters, parse
 from tests.extras import needs
 
 pytestmark = needs("peft")
@@ -84,7 +84,7 @@ def test_another_rank_than_asked_for_is_no_number(measured, monkeypatch):
 
 
 def test_a_base_that_gets_gradients_is_no_number(measured, monkeypatch):
-    from harness.measuring.probes import counters
+    from stepbench.measuring.probes import counters
 
     real = counters.count
 

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-
-from harness.core import Case
-from harness.training.techniques import attention, parse, unsupported
+from stepbench.core import Case
+from stepbench.training.techniques import attention, parse, unsupported
 
 H100 = {"gpus": [{"name": "H100", "capability": "9.0", "bf16": True}]}
 P100 = {"gpus": [{"name": "P100", "capability": "6.0", "bf16": False}]}

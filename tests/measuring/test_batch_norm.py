@@ -3,13 +3,12 @@
 from dataclasses import replace
 
 import pytest
-
-from harness import stats
-from harness.core import Case
-from harness.measuring.measure import _reference
-from harness.training import step as step_module
-from harness.training.techniques import parse
-from harness.training.workloads import load
+from stepbench import stats
+from stepbench.core import Case
+from stepbench.measuring.measure import _reference
+from stepbench.training import step as step_module
+from stepbench.training.techniques import parse
+from stepbench.training.workloads import load
 
 
 def test_its_distance_from_the_full_batch_is_reported_without_judging(measured):
@@ -28,7 +27,7 @@ def test_what_comes_with_it_is_held_against_it(measured, monkeypatch):
     assert measured("accum4+ckpt1", "cnn-tiny").outcome.ok
     assert measured("bf16+accum4", "cnn-tiny").outcome.ok
     real = step_module.plain_loop
-    from harness.training import build as build_module
+    from stepbench.training import build as build_module
 
     def doubled(*arguments):
         loop = real(*arguments)

@@ -9,18 +9,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from stepbench.core import Case
+from stepbench.measuring import window, worker
+from stepbench.measuring.caches import cold_caches
+from stepbench.measuring.measure import measure
+from stepbench.measuring.probes import timing
+from stepbench.measuring.ranks import Group, Place
+from stepbench.measuring.settings import Settings
+from stepbench.training.techniques import compiling, find, parse, plan_of, refused, unsupported
+from stepbench.training.types import Site
+from stepbench.training.workloads import load
 from torch import nn
-
-from harness.core import Case
-from harness.measuring import window, worker
-from harness.measuring.caches import cold_caches
-from harness.measuring.measure import measure
-from harness.measuring.probes import timing
-from harness.measuring.ranks import Group, Place
-from harness.measuring.settings import Settings
-from harness.training.techniques import compiling, find, parse, plan_of, refused, unsupported
-from harness.training.types import Site
-from harness.training.workloads import load
 
 GPU = {"gpus": [{"name": "H100", "capability": "9.0", "bf16": True}]}
 

@@ -12,16 +12,15 @@ from pathlib import Path
 
 import psutil
 import pytest
-
-from harness.core import Case
-from harness.measuring import worker
-from harness.measuring.launch import in_child
-from harness.measuring.measure import measure
-from harness.measuring.settings import Settings
-from harness.measuring.sweep import measure_once, open_sweep
-from harness.store import RunFile
-from harness.training import build as build_module
-from harness.training.techniques import parse
+from stepbench.core import Case
+from stepbench.measuring import worker
+from stepbench.measuring.launch import in_child
+from stepbench.measuring.measure import measure
+from stepbench.measuring.settings import Settings
+from stepbench.measuring.sweep import measure_once, open_sweep
+from stepbench.store import RunFile
+from stepbench.training import build as build_module
+from stepbench.training.techniques import parse
 
 ONE_STEP = Settings(rounds=1, extra_rounds=0, max_steps=1, min_steps=1)
 
@@ -108,12 +107,12 @@ def test_out_of_memory_is_an_outcome_with_its_phase(monkeypatch, machine, worklo
 
 
 def test_a_wrong_tree_is_refused(monkeypatch, machine, tmp_path):
-    (tmp_path / "harness" / "measuring").mkdir(parents=True)
+    (tmp_path / "harness" / "stepbench").mkdir(parents=True)
     monkeypatch.setenv("STEPBENCH_PROJECT_TREE", str(tmp_path))
     outcome = measure(Case(workload="gpt-tiny"), ONE_STEP, machine).outcome
     assert outcome.kind == "failed"
     assert f"not from the commit's tree {tmp_path}" in outcome.reason
-    monkeypatch.setenv("STEPBENCH_PROJECT_TREE", str(Path(worker.__file__).parents[2]))
+    monkeypatch.setenv("STEPBENCH_PROJECT_TREE", str(Path(worker.__file__).parents[3]))
     assert measure(Case(workload="gpt-tiny"), ONE_STEP, machine).outcome.ok
 
 
@@ -149,7 +148,7 @@ def waiting_case(tmp_path):
         import sys, time
         from dataclasses import replace
         from pathlib import Path
-        from harness.training import build as build_module
+        from stepbench.training import build as build_module
         real = build_module.plain_loop
         def slow(model, optimizer, site):
             loop = real(model, optimizer, site)
@@ -159,7 +158,7 @@ def waiting_case(tmp_path):
             Path({str(tmp_path / "hanging")!r}).write_text("")
             return replace(loop, update=lambda: time.sleep(1000))
         build_module.plain_loop = slow
-        from harness import cli
+        from stepbench import cli
         sys.argv = ["stepbench", "run", "ckpt1", "accum2", "-w", "gpt-tiny", "-r", "1",
                     "--results", {str(tmp_path / "results")!r}]
         cli.main()
@@ -199,7 +198,7 @@ def test_a_stopped_run_loses_at_most_the_running_case(tmp_path, how):
     else:
         assert [str(case.combination) for case in file.cases_begun] == ["accum2"]
         expected, code = "failed: the measuring process itself died", 1
-    command = [sys.executable, "-m", "harness.cli", "run", "ckpt1", "accum2", "-w", "gpt-tiny"]
+    command = [sys.executable, "-m", "stepbench.cli", "run", "ckpt1", "accum2", "-w", "gpt-tiny"]
     options = ["-r", "1", "--results", str(tmp_path / "results")]
     again = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
     assert again.returncode == code, again.stderr

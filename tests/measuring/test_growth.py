@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from stepbench.measuring.probes import growth, memory
+from stepbench.measuring.probes.growth import MINIMUM_BYTES, Held, per_step
 
-from harness.measuring.probes import growth, memory
-from harness.measuring.probes.growth import MINIMUM_BYTES, Held, per_step
 from tests.synthetic import MIB
 
 OWN = "tests.training.own_workloads"

@@ -1,9 +1,8 @@
 """How data are loaded is measured and proved; what was not so is invalid."""
 
 import pytest
-
-from harness.training import data
-from harness.training.techniques import loading
+from stepbench.training import data
+from stepbench.training.techniques import loading
 
 
 @pytest.mark.parametrize(
@@ -89,8 +88,7 @@ def test_a_worker_that_dies_is_told(measured, monkeypatch):
 
 def test_the_default_prefetch_is_torchs():
     import torch
-
-    from harness.training.workloads import load
+    from stepbench.training.workloads import load
 
     loader = torch.utils.data.DataLoader(load("gpt-tiny").dataset(), num_workers=1)
     assert loader.prefetch_factor == loading.DEFAULT_PREFETCH

@@ -23,8 +23,8 @@ def nvmlDeviceGetName(handle): return NAMES[handle]
 """
 TAKE = """
 import os, sys
-from harness.core import StepbenchError
-from harness.measuring.lock import hold_gpus
+from stepbench.core import StepbenchError
+from stepbench.measuring.lock import hold_gpus
 try:
     changed = hold_gpus(int(os.environ.get('WANTED', 1)))
 except StepbenchError as error:
@@ -39,9 +39,9 @@ SWEEP = """
 import os, sys, torch
 from pathlib import Path
 torch.version.cuda = "13.0"
-from harness.measuring.launch import in_child
-from harness.measuring.settings import Settings
-from harness.measuring.sweep import open_sweep
+from stepbench.measuring.launch import in_child
+from stepbench.measuring.settings import Settings
+from stepbench.measuring.sweep import open_sweep
 file = open_sweep(Path("results"), Settings(), project=Path("."), commit="abc")
 seen = in_child(lambda: os.environ["CUDA_VISIBLE_DEVICES"], deadline_s=60).answer
 print(seen, file.path, flush=True)

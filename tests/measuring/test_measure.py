@@ -5,14 +5,14 @@ import time
 from dataclasses import replace
 
 import pytest
+from stepbench import stats
+from stepbench.core import Case, Record
+from stepbench.measuring.measure import measure
+from stepbench.measuring.settings import Settings
+from stepbench.training import build as build_module
+from stepbench.training.techniques import AXES, parse, refused, unsupported
+from stepbench.training.workloads import load
 
-from harness import stats
-from harness.core import Case, Record
-from harness.measuring.measure import measure
-from harness.measuring.settings import Settings
-from harness.training import build as build_module
-from harness.training.techniques import AXES, parse, refused, unsupported
-from harness.training.workloads import load
 from tests.extras import skip_where_emulated
 from tests.synthetic import MACHINE
 

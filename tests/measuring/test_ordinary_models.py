@@ -1,12 +1,11 @@
 """What ordinary models do, and no transformer of ours: what is right is never `invalid`."""
 
 import pytest
-
-from harness import stats
-from harness.core import Case
-from harness.measuring.measure import measure
-from harness.measuring.settings import Settings
-from harness.training.techniques import parse
+from stepbench import stats
+from stepbench.core import Case
+from stepbench.measuring.measure import measure
+from stepbench.measuring.settings import Settings
+from stepbench.training.techniques import parse
 
 OWN = "tests.training.own_workloads"
 QUICK = Settings(rounds=1, extra_rounds=0, max_steps=3, min_steps=3)
@@ -47,7 +46,7 @@ def test_an_optimizer_of_another_kind_is_not_taken_for_the_same(measured):
 
 
 def test_compiled_dropout_draws_other_numbers(measured, monkeypatch):
-    monkeypatch.setattr("harness.training.techniques.compiling.BACKEND", "aot_eager")
+    monkeypatch.setattr("stepbench.training.techniques.compiling.BACKEND", "aot_eager")
     outcome = measured("compile", "gpt-tiny@dropout=0.1").outcome
     assert outcome.ok
     assert "loss not judged" in outcome.reason

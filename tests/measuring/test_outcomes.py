@@ -2,9 +2,8 @@
 
 import pytest
 import torch
+from stepbench.measuring.outcomes import outcome_of
 from torch._dynamo.exc import BackendCompilerFailed
-
-from harness.measuring.outcomes import outcome_of
 
 
 def wrapped(error):

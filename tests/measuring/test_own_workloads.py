@@ -1,10 +1,9 @@
 """A stranger's workload goes through every axis, with the right outcome for each."""
 
 import pytest
-
-from harness import stats
-from harness.core import StepbenchError
-from harness.training.workloads import canonical, load
+from stepbench import stats
+from stepbench.core import StepbenchError
+from stepbench.training.workloads import canonical, load
 
 OWN = "tests.training.own_workloads"
 WITHOUT_BLOCKS = ("plain", "dictionary", "pair")

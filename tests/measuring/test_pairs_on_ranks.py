@@ -1,7 +1,8 @@
 """Every pair with a technique that runs a process a rank, on two of them."""
 
-from harness.measuring.launch import in_children
-from harness.measuring.preload import preload
+from stepbench.measuring.launch import in_children
+from stepbench.measuring.preload import preload
+
 from tests.training.test_pairs import on_a_rank, right
 
 

@@ -10,15 +10,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from stepbench.core import Case
+from stepbench.measuring.measure import measure
+from stepbench.measuring.settings import Settings
+from stepbench.measuring.window import WARMUP_CAP
+from stepbench.measuring.window_plan import PARITY_STEPS
+from stepbench.report import tables
+from stepbench.training import build as build_module
+from stepbench.training.techniques import parse
 
-from harness.core import Case
-from harness.measuring.measure import measure
-from harness.measuring.settings import Settings
-from harness.measuring.window import WARMUP_CAP
-from harness.measuring.window_plan import PARITY_STEPS
-from harness.report import tables
-from harness.training import build as build_module
-from harness.training.techniques import parse
 from tests.synthetic import case as synthetic_case
 from tests.synthetic import measurement, record, run_file
 

@@ -8,12 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from stepbench.measuring.launch import in_child, in_children
+from stepbench.measuring.probes import communication, device, memory, timing
+from stepbench.observed import DeviceState
+from stepbench.training.types import Loop
 from torch._C._autograd import DeviceType
-
-from harness.measuring.launch import in_child, in_children
-from harness.measuring.probes import communication, device, memory, timing
-from harness.observed import DeviceState
-from harness.training.types import Loop
 
 
 def test_marks_are_made_before_the_first_step_and_the_device_is_waited_for_twice(monkeypatch):

@@ -11,15 +11,15 @@ from dataclasses import replace
 
 import psutil
 import pytest
+from stepbench.core import Case, Outcome
+from stepbench.measuring import subject, worker
+from stepbench.measuring.launch import Ended
+from stepbench.measuring.measure import measure
+from stepbench.measuring.ranks import guilty
+from stepbench.measuring.settings import Settings
+from stepbench.training import build as build_module
+from stepbench.training.techniques import parallel, parse
 
-from harness.core import Case, Outcome
-from harness.measuring import subject, worker
-from harness.measuring.launch import Ended
-from harness.measuring.measure import measure
-from harness.measuring.ranks import guilty
-from harness.measuring.settings import Settings
-from harness.training import build as build_module
-from harness.training.techniques import parallel, parse
 from tests.synthetic import measurement
 
 GUILTY = 1
@@ -363,7 +363,7 @@ STANDING = said("late", stack=("loads (json.py:3)", "wait (torch/distributed/x.p
 SHORT = said(outcome=Outcome(kind="oom", reason="out of memory", phase="forward"))
 
 
-RULER = said("late", stack=("_observed_step (harness/measuring/probes/parity.py:80)",))
+RULER = said("late", stack=("_observed_step (stepbench/measuring/probes/parity.py:80)",))
 
 
 @pytest.mark.parametrize(

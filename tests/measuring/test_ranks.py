@@ -4,13 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-
-from harness import stats
-from harness.core import Case, Record
-from harness.measuring import subject, team
-from harness.measuring.measure import measure
-from harness.measuring.settings import Settings
-from harness.training.techniques import parse
+from stepbench import stats
+from stepbench.core import Case, Record
+from stepbench.measuring import subject, team
+from stepbench.measuring.measure import measure
+from stepbench.measuring.settings import Settings
+from stepbench.training.techniques import parse
 
 # gpt-tiny: 2 layers, width 32, vocabulary 256, sequences of 16; tied embeddings.
 BLOCK = 4 * (12 * 32**2 + 2 * 32)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from stepbench.measuring.launch import in_children
+from stepbench.measuring.ranks import Group, Place
+from stepbench.training.build import build
+from stepbench.training.data import Batches
+from stepbench.training.step import train_step
+from stepbench.training.techniques import parse
 from torch.distributed.tensor import DTensor
 
-from harness.measuring.launch import in_children
-from harness.measuring.ranks import Group, Place
-from harness.training.build import build
-from harness.training.data import Batches
-from harness.training.step import train_step
-from harness.training.techniques import parse
 from tests.training.small import by_hand, relative, tiny
 
 STEPS = 3

@@ -7,10 +7,9 @@ import time
 
 import pytest
 import torch
-
-from harness.measuring.probes import run_delay
-from harness.measuring.probes.run_delay import RunDelay
-from harness.measuring.probes.timing import time_steps
+from stepbench.measuring.probes import run_delay
+from stepbench.measuring.probes.run_delay import RunDelay
+from stepbench.measuring.probes.timing import time_steps
 
 CPU = torch.device("cpu")
 

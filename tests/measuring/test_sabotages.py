@@ -16,15 +16,14 @@ from typing import Any
 
 import pytest
 import torch
+from stepbench.training import build as build_module
+from stepbench.training import data
+from stepbench.training import step as step_module
+from stepbench.training.data import Batches
+from stepbench.training.techniques import attention, checkpointing, compiling
+from stepbench.training.types import Loop, Site
+from stepbench.training.workloads import gpt
 from torch import nn
-
-from harness.training import build as build_module
-from harness.training import data
-from harness.training import step as step_module
-from harness.training.data import Batches
-from harness.training.techniques import attention, checkpointing, compiling
-from harness.training.types import Loop, Site
-from harness.training.workloads import gpt
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 DROPOUT = "gpt-tiny@dropout=0.2"

@@ -5,14 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-
-from harness import stats
-from harness.measuring import subject
-from harness.measuring.launch import in_child
-from harness.training import build as build_module
-from harness.training.data import Batches
-from harness.training.types import Plan
-from harness.training.workloads import load
+from stepbench import stats
+from stepbench.measuring import subject
+from stepbench.measuring.launch import in_child
+from stepbench.training import build as build_module
+from stepbench.training.data import Batches
+from stepbench.training.types import Plan
+from stepbench.training.workloads import load
 
 RESNET = "tests.models.vision:resnet"
 

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-
-from harness.core import Case
-from harness.measuring.measure import measure
-from harness.measuring.settings import Settings
-from harness.training.techniques import parse
+from stepbench.core import Case
+from stepbench.measuring.measure import measure
+from stepbench.measuring.settings import Settings
+from stepbench.training.techniques import parse
 
 STEEP = "tests.training.own_workloads:steep"
 RATE = 3e-4

@@ -6,9 +6,8 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 import torch
-
-from harness.measuring import calibrate
-from harness.measuring.probes import memory
+from stepbench.measuring import calibrate
+from stepbench.measuring.probes import memory
 
 GPU = torch.device("cuda", 0)
 

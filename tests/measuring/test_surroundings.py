@@ -6,10 +6,9 @@ import sys
 import time
 
 import pytest
-
-from harness import noise
-from harness.measuring.launch import in_child
-from harness.measuring.probes.surroundings import HostLoad
+from stepbench import noise
+from stepbench.measuring.launch import in_child
+from stepbench.measuring.probes.surroundings import HostLoad
 
 
 def load(**changed):

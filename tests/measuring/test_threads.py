@@ -4,17 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from stepbench import stats
+from stepbench.core import Case, StepbenchError
+from stepbench.judging.pairs import PairFailed, Ring
+from stepbench.measuring import subject
+from stepbench.measuring.measure import measure
+from stepbench.measuring.settings import Settings
+from stepbench.measuring.sweep import open_sweep
+from stepbench.training import build as build_module
+from stepbench.training.techniques import find, parse, unsupported
+from stepbench.verdicts import Side
 
-from harness import stats
-from harness.core import Case, StepbenchError
-from harness.judging.pairs import PairFailed, Ring
-from harness.measuring import subject
-from harness.measuring.measure import measure
-from harness.measuring.settings import Settings
-from harness.measuring.sweep import open_sweep
-from harness.training import build as build_module
-from harness.training.techniques import find, parse, unsupported
-from harness.verdicts import Side
 from tests.measuring.conftest import QUICK
 from tests.synthetic import MACHINE
 

@@ -5,18 +5,18 @@ import socket
 import subprocess
 import sys
 
-from harness.store import RunFile
+from stepbench.store import RunFile
 
 NODE = """
 torchrun --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint localhost:{port}
--m harness.cli run ddp -w gpt-tiny -r 2 --results {results}
+-m stepbench.cli run ddp -w gpt-tiny -r 2 --results {results}
 """
 
 
 BROKEN = """
 import torch.distributed as dist
 from dataclasses import replace
-from harness.training.workloads import load
+from stepbench.training.workloads import load
 
 def loss(output, targets):
     if dist.is_initialized() and dist.get_rank() == 1:
@@ -90,7 +90,16 @@ def test_a_port_in_use(tmp_path):
             "--master-port",
             str(port),
         ]
-        command = ["-m", "harness.cli", "run", "ddp", "-w", "gpt-tiny", "--results", str(tmp_path)]
+        command = [
+            "-m",
+            "stepbench.cli",
+            "run",
+            "ddp",
+            "-w",
+            "gpt-tiny",
+            "--results",
+            str(tmp_path),
+        ]
         done = subprocess.run(
             [*program, *options, *command], capture_output=True, text=True, timeout=300, check=False
         )

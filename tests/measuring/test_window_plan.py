@@ -4,23 +4,23 @@ import itertools
 from dataclasses import replace
 
 import pytest
+from stepbench import stats
+from stepbench.core import Case
+from stepbench.measuring import measure as measure_module
+from stepbench.measuring import window
+from stepbench.measuring.measure import measure
+from stepbench.measuring.settings import Settings
+from stepbench.measuring.window_plan import PARITY_STEPS, WindowPlan, first_plan
+from stepbench.training import build as build_module
+from stepbench.training.data import Batches
+from stepbench.training.techniques import parse
+from stepbench.training.types import Plan
+from stepbench.training.workloads import load
 
-from harness import stats
-from harness.core import Case
-from harness.measuring import measure as measure_module
-from harness.measuring import window
-from harness.measuring.measure import measure
-from harness.measuring.settings import Settings
-from harness.measuring.window_plan import PARITY_STEPS, WindowPlan, first_plan
-from harness.training import build as build_module
-from harness.training.data import Batches
-from harness.training.techniques import parse
-from harness.training.types import Plan
-from harness.training.workloads import load
 from tests.synthetic import case as synthetic_case
 from tests.synthetic import measurement, record
 
-TEXTS = "harness.selfcheck.uneven:texts@tokens=5,samples=64"
+TEXTS = "stepbench.selfcheck.uneven:texts@tokens=5,samples=64"
 SETTINGS = Settings()
 FIRST = PARITY_STEPS + 2
 PLAN = WindowPlan(first_batch=FIRST, warmup_steps=2, least_steps=5, most_steps=20)

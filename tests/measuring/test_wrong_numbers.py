@@ -5,12 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-
-from harness.measuring import subject
-from harness.measuring.settings import Settings
-from harness.training import build as build_module
-from harness.training import step as step_module
-from harness.training.techniques import checkpointing
+from stepbench.measuring import subject
+from stepbench.measuring.settings import Settings
+from stepbench.training import build as build_module
+from stepbench.training import step as step_module
+from stepbench.training.techniques import checkpointing
 
 
 def broken(record, kind="invalid"):

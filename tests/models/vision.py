@@ -1,11 +1,10 @@
 """Images: a residual network with BatchNorm and SGD, a vision transformer, a diffusion U-Net."""
 
 import torch
+from stepbench.training import Workload
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import Dataset
-
-from harness.training import Workload
 
 CLASSES, SIDE = 10, 16
 

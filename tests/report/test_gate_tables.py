@@ -6,9 +6,9 @@ import re
 from dataclasses import replace
 from xml.etree import ElementTree
 
-from harness.core import Outcome
-from harness.report import gate_tables, pair_plot
-from harness.verdicts import (
+from stepbench.core import Outcome
+from stepbench.report import gate_tables, pair_plot
+from stepbench.verdicts import (
     Block,
     CaseVerdict,
     Difference,
@@ -19,6 +19,7 @@ from harness.verdicts import (
     TimeVerdict,
     Weighed,
 )
+
 from tests.synthetic import MACHINE, MIB, OK, case
 
 CROWD = ("other processes left too few processors",)

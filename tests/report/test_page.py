@@ -6,11 +6,11 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
+from stepbench.core import Outcome
+from stepbench.report import front, matrix, page
+from stepbench.report.rows import tables
+from stepbench.store import RunFile
 
-from harness.core import Outcome
-from harness.report import front, matrix, page
-from harness.report.rows import tables
-from harness.store import RunFile
 from tests.synthetic import MACHINE, MIB, WORKLOAD, case, measurement, record, run, run_file
 
 UNSUPPORTED = Outcome(kind="unsupported", reason="no tensor cores")
@@ -177,8 +177,8 @@ def test_a_run_in_which_nothing_was_ok_is_still_a_page(tmp_path):
 WITHOUT_TORCH = """
 import json, pathlib, sys
 sys.modules["torch"] = None  # any import of it fails
-from harness.report import page, tables
-from harness.store import read_all
+from stepbench.report import page, tables
+from stepbench.store import read_all
 files, problems = read_all(pathlib.Path(sys.argv[1]))
 tables.markdown(files[0])
 json.dumps(tables.as_json(files[0]))

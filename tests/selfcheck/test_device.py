@@ -7,17 +7,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from click.testing import CliRunner
+from stepbench.cli import stepbench
+from stepbench.core import Outcome, StepbenchError
+from stepbench.measuring.measure import Stopped
+from stepbench.measuring.probes.device import Sample
+from stepbench.measuring.probes.timing import Window
+from stepbench.measuring.sweep import this_machine
+from stepbench.observed import Peak
+from stepbench.selfcheck import cases, checking, device, greedy, host_parts, torch_parts
+from stepbench.selfcheck.checking import Check, DoesNotWork, NotHere, find_out
 from torch._C._autograd import DeviceType
 
-from harness.cli import stepbench
-from harness.core import Outcome, StepbenchError
-from harness.measuring.measure import Stopped
-from harness.measuring.probes.device import Sample
-from harness.measuring.probes.timing import Window
-from harness.measuring.sweep import this_machine
-from harness.observed import Peak
-from harness.selfcheck import cases, checking, device, greedy, host_parts, torch_parts
-from harness.selfcheck.checking import Check, DoesNotWork, NotHere, find_out
 from tests.synthetic import MACHINE, MIB
 
 H100 = {"name": "H100", "memory_bytes": 2**36, "capability": "9.0", "bf16": True}

@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 import torch
+from stepbench.host_steps import STEPS
+from stepbench.measuring.sweep import this_machine
+from stepbench.selfcheck import kernels, published
+from stepbench.selfcheck.journal import read
+from stepbench.selfcheck.published import FIGURES, OUT_OF_MEMORY, SMALL, Figure
 
-from harness.host_steps import STEPS
-from harness.measuring.sweep import this_machine
-from harness.selfcheck import kernels, published
-from harness.selfcheck.journal import read
-from harness.selfcheck.published import FIGURES, OUT_OF_MEMORY, SMALL, Figure
 from tests.extras import needs
 from tests.synthetic import MACHINE
 
@@ -160,5 +160,5 @@ def test_the_host_measures_them_after_the_null_pairs(tmp_path):
     assert (names[at - 1], names[at + 1]) == ("null-pairs", "catalogue")
     for has_gpu in (True, False):
         command = STEPS[at].command(has_gpu=has_gpu, results=tmp_path, commit="abc", seconds=90)
-        assert command[:2] == ["-m", "harness.selfcheck.published"]
+        assert command[:2] == ["-m", "stepbench.selfcheck.published"]
         assert command[2:] == ["--results", str(tmp_path), "--minutes", "1.00"]

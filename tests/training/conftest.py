@@ -7,8 +7,7 @@ import traceback
 
 import pytest
 import torch
-
-from harness.measuring.launch import in_child
+from stepbench.measuring.launch import in_child
 
 DEADLINE_S = 120
 

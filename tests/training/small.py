@@ -4,14 +4,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from stepbench.training.build import build
+from stepbench.training.data import Batches
+from stepbench.training.step import train_step
+from stepbench.training.techniques import parse
+from stepbench.training.types import Loop, Plan, Workload
+from stepbench.training.workloads import load
 from torch import nn
-
-from harness.training.build import build
-from harness.training.data import Batches
-from harness.training.step import train_step
-from harness.training.techniques import parse
-from harness.training.types import Loop, Plan, Workload
-from harness.training.workloads import load
 
 CPU = torch.device("cpu")
 

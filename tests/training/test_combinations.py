@@ -1,9 +1,8 @@
 """Names become combinations: equal sets are equal, mistakes are named."""
 
 import pytest
-
-from harness.core import Case, Combination, StepbenchError
-from harness.training.techniques import (
+from stepbench.core import Case, Combination, StepbenchError
+from stepbench.training.techniques import (
     AXES,
     SPELLING_ORDER,
     chosen_techniques,
@@ -12,8 +11,8 @@ from harness.training.techniques import (
     refused,
     tolerance,
 )
-from harness.training.techniques.checkpointing import square_root_segments
-from harness.training.workloads import canonical, load
+from stepbench.training.techniques.checkpointing import square_root_segments
+from stepbench.training.workloads import canonical, load
 
 GPT = load("gpt-tiny")
 

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-
-from harness.training.emulation import require_bearable
-from harness.training.types import Unsupported
+from stepbench.training.emulation import require_bearable
+from stepbench.training.types import Unsupported
 
 
 def product(size):

@@ -9,14 +9,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from stepbench.measuring.probes.counters import count
+from stepbench.measuring.probes.elements import elements
+from stepbench.training.build import build
+from stepbench.training.data import Batches
+from stepbench.training.step import train_step
+from stepbench.training.techniques import AXES, find, parse, plan_of
+from stepbench.training.types import as_it_is
 
-from harness.measuring.probes.counters import count
-from harness.measuring.probes.elements import elements
-from harness.training.build import build
-from harness.training.data import Batches
-from harness.training.step import train_step
-from harness.training.techniques import AXES, find, parse, plan_of
-from harness.training.types import as_it_is
 from tests.training.small import CPU, tiny
 
 # Baselines that leave everything to workload and torch: there is no opposite to see.

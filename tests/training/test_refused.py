@@ -4,10 +4,9 @@ Here is what only GPUs would run; what a CPU could is walked in `test_pairs.py`.
 """
 
 import pytest
-
-from harness.core import Case
-from harness.training.techniques import parse, refused
-from harness.training.workloads import load
+from stepbench.core import Case
+from stepbench.training.techniques import parse, refused
+from stepbench.training.workloads import load
 
 GPT = load("gpt-tiny")
 

@@ -2,17 +2,17 @@
 
 import pytest
 import torch
+from stepbench.measuring.probes.counters import count
+from stepbench.measuring.probes.rounding import LOOKS, Rounding
+from stepbench.training.build import build
+from stepbench.training.data import Batches
+from stepbench.training.step import train_step
+from stepbench.training.techniques import find, parse
+from stepbench.training.techniques.precision import TF32_ERROR
 from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness.measuring.probes.counters import count
-from harness.measuring.probes.rounding import LOOKS, Rounding
-from harness.training.build import build
-from harness.training.data import Batches
-from harness.training.step import train_step
-from harness.training.techniques import find, parse
-from harness.training.techniques.precision import TF32_ERROR
 from tests.training import own_workloads
 from tests.training.small import CPU
 

@@ -5,16 +5,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from stepbench.training import step as step_module
+from stepbench.training.build import build
+from stepbench.training.data import Batches
+from stepbench.training.step import micro_batches, plain_loop, train_step
+from stepbench.training.techniques import parse
+from stepbench.training.types import Plan, Site
+from stepbench.training.workloads import load
 from torch import nn
 from torch.nn import functional
 
-from harness.training import step as step_module
-from harness.training.build import build
-from harness.training.data import Batches
-from harness.training.step import micro_batches, plain_loop, train_step
-from harness.training.techniques import parse
-from harness.training.types import Plan, Site
-from harness.training.workloads import load
 from tests.training.small import CPU, by_hand, gradients_of, in_type, relative, tiny, trained
 
 STEPS = 3

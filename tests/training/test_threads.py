@@ -5,8 +5,7 @@ import time
 from collections import Counter
 
 import torch
-
-from harness.measuring.probes.counters import _Operators
+from stepbench.measuring.probes.counters import _Operators
 
 THREADS, OPERATORS = 4, 50
 

@@ -12,16 +12,15 @@ from functools import cache
 from typing import Any
 
 import torch
-
-from harness.core import Case
-from harness.measuring.probes.counters import count
-from harness.measuring.probes.elements import elements
-from harness.measuring.probes.parity import Parity
-from harness.measuring.ranks import Group
-from harness.training.build import build
-from harness.training.data import Batches
-from harness.training.step import train_step
-from harness.training.techniques import (
+from stepbench.core import Case
+from stepbench.measuring.probes.counters import count
+from stepbench.measuring.probes.elements import elements
+from stepbench.measuring.probes.parity import Parity
+from stepbench.measuring.ranks import Group
+from stepbench.training.build import build
+from stepbench.training.data import Batches
+from stepbench.training.step import train_step
+from stepbench.training.techniques import (
     AXES,
     chosen_techniques,
     compiling,
@@ -33,8 +32,8 @@ from harness.training.techniques import (
     tolerance,
     unsupported,
 )
-from harness.training.types import Unsupported
-from harness.training.workloads import load
+from stepbench.training.types import Unsupported
+from stepbench.training.workloads import load
 
 WORKLOAD = "gpt-tiny@batch=4"
 STEPS = 2

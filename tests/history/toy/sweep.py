@@ -1,7 +1,7 @@
-"""Stands for `harness/measuring/sweep.py` in a toy project: invents what a measurement would tell.
+"""Stands for `stepbench/measuring/sweep.py` in a toy project: it invents the measurements.
 
-Edit what is measured in `harness/training/subject.py`. Each measurement leaves a line in the file
-that STEPBENCH_TOY_LOG names.
+Edit what is measured in `stepbench/training/subject.py`. Each measurement leaves a line in the
+file that STEPBENCH_TOY_LOG names.
 """
 
 import os
@@ -10,10 +10,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from harness.core import Outcome
-from harness.measuring import synthetic
-from harness.store import new_run_id, open_run
-from harness.training import subject
+from stepbench.core import Outcome
+from stepbench.measuring import synthetic
+from stepbench.store import new_run_id, open_run
+from stepbench.training import subject
 
 
 def claimed_machine(gpus=None):
@@ -61,4 +61,4 @@ def _process(name):
 
 def file_hash():
     """Of the commit, and the folder that this code came from."""
-    return f"{os.environ['STEPBENCH_COMMIT'][:8]} {Path(subject.__file__).parents[2]}"
+    return f"{os.environ['STEPBENCH_COMMIT'][:8]} {Path(subject.__file__).parents[3]}"

@@ -1,0 +1,53 @@
+"""What a case's step must have in common with the same model's without what was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from stepbench.core import Combination
+from stepbench.observed import Measurement
+
+SIXTEEN_BITS = ("bf16", "fp16", "fp16-unscaled")
+# Adapters freeze what they stand beside, and gradients vanish in float16 that is not scaled.
+LEAVES_TENSORS = ("adapters", "precision")
+
+
+def objection(
+    combination: Combination,
+    ours: Measurement,
+    *,
+    reference: Measurement | None,
+    baseline: Measurement,
+    draws: bool,
+) -> str | None:
+    """Why the case trained other parts of the model than it should have, or in another way.
+
+    `reference` is what its loss is held against, None where that is not judged. Of a model that
+    draws what it computes, calls are not counted.
+    """
+    mine, plain = ours.evidence, baseline.evidence
+    beside = plain if reference is None else reference.evidence
+    assert mine is not None
+    assert plain is not None
+    assert beside is not None
+    chosen = combination.techniques
+    if evaluating := set(mine.evaluating) - set(beside.evaluating):
+        return f"in evaluation mode, unlike the reference: {_brief(evaluating)}"
+    compared = reference is not None or not set(chosen) & set(LEAVES_TENSORS)
+    left = set(mine.unchanged) - set(beside.unchanged) if compared else set()
+    if left:
+        return f"not changed by the timed steps, unlike the reference's: {_brief(left)}"
+    narrows = chosen.get("precision") in SIXTEEN_BITS
+    wide = set(mine.wide_modules) & set(plain.narrow_modules) if narrows else set()
+    if wide:
+        return f"32-bit products that autocast computes in 16 bits: {_brief(wide)}"
+    calls = sum(mine.attention_calls.values())
+    expected = ours.counters.forwards * sum(plain.attention_calls.values())
+    if "attention" in chosen and not draws and calls < expected:
+        return f"attention called torch's kernels {calls} times in a step, not {expected}"
+    return None
+
+
+def _brief(names: Iterable[str]) -> str:
+    first, *others = sorted(names, key=lambda name: (name.count("."), name))
+    return (first or "the model") + (f" and {len(others)} more" if others else "")

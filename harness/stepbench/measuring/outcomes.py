@@ -1,0 +1,69 @@
+"""How an exception that ended a measurement is told: out of memory or failed, in which phase."""
+
+from __future__ import annotations
+
+import traceback
+
+import torch
+
+from stepbench.core import Outcome, OutcomeKind, Phase
+from stepbench.measuring.launch import brief_traceback, one_line
+
+# What torch raises as a plain RuntimeError: its CPU allocator, the driver, cuBLAS and cuDNN. Its
+# compiler wraps what a kernel raised, and Triton has words of its own.
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "Triton Error [CUDA]: out of memory",
+    "STATUS_ALLOC_FAILED",
+    "ALLOCATION_FAILED",  # cuDNN 9's, of host and device
+    "Cuda failure 2 'out of memory'",  # NCCL's
+)
+
+# What torch says in its own words, by how the case ends and what a person can do.
+KNOWN: dict[str, tuple[OutcomeKind, str]] = {
+    "finished reduction in the prior iteration": (
+        "failed",
+        "some parameters got no gradient in a step, which ddp waits for: choose ddp-unused",
+    ),
+    **dict.fromkeys(
+        (
+            "does not support sparse gradients",
+            "Sparse gradient is not supported",  # torchao's
+            "from the 'SparseCPU' backend",
+            "from the 'SparseCUDA' backend",
+        ),
+        ("unsupported", "it takes no sparse gradients: make embeddings with sparse=False"),
+    ),
+}
+
+
+def outcome_of(error: Exception, phase: Phase) -> Outcome:
+    """`oom` or `failed`, with the part of the step that raised, or else the phase given."""
+    out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(one in str(error) for one in OUT_OF_MEMORY)
+    )
+    known = (told for words, told in KNOWN.items() if words in str(error))
+    kind, reason = next(known, ("oom" if out_of_memory else "failed", one_line(error)))
+    return Outcome(
+        kind=kind,
+        reason=reason,
+        phase=_phase_of(error) or phase,
+        traceback=brief_traceback(error),
+    )
+
+
+def _phase_of(error: Exception) -> Phase | None:
+    """The part of the step that raised: the first of the loop's functions below `train_step`."""
+    frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    if "train_step" not in frames:
+        return None
+    for name in frames[frames.index("train_step") :]:
+        match name:
+            case "forward" | "backward" | "update":
+                return name
+            case "micro_batches":
+                return "data"
+    return None

@@ -1,0 +1,69 @@
+"""What torch.compile did in this process, and whether a step ran what it made.
+
+Counted by dynamo itself; that compiled graphs ran is seen in a step under torch's profiler, which,
+unlike a dispatch mode, leaves compilation on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import torch
+import torch._dynamo.utils as dynamo
+from torch.profiler import ProfilerActivity, profile
+
+from stepbench.observed import Compilation
+from stepbench.training.techniques.compiling import LOSS
+
+# How the profiler names a call into a graph that dynamo has compiled.
+COMPILED_CALL = "Torch-Compiled Region"
+# How it names the backward pass of a product that no graph holds.
+EAGER_PRODUCT = re.compile(
+    r"autograd::engine::evaluate_function: "
+    r"(Mm|Addmm|Bmm|Baddbmm|Linear|Convolution|\w*Rnn|ScaledDotProduct)\w*Backward"
+)
+
+
+def compilation() -> Compilation | None:
+    """What was compiled so far; None if nothing was."""
+    graphs = dynamo.counters["stats"]["unique_graphs"]
+    if not graphs:
+        return None
+    again = {
+        str(one.compile_id)
+        for one in dynamo.get_compilation_metrics()
+        if not str(one.compile_id).endswith("/0")
+    }
+    return Compilation(
+        compile_s=compile_s(),
+        graphs=graphs,
+        graph_breaks=sum(dynamo.counters["graph_break"].values()),
+        recompiles=len(again),
+    )
+
+
+def compile_s() -> float:
+    """Seconds that went into compiling so far."""
+    return float(dynamo.calculate_time_spent().get("total_wall_time", 0.0))
+
+
+def calls(step: Callable[[], None]) -> dict[str, int]:
+    """Run a step, and an eager one, under the profiler: Counters' fields about compiled graphs."""
+    names = _events(step)
+    with torch.compiler.set_stance("force_eager"):
+        eager = _events(step)
+    compiled = dynamo.get_compilation_metrics()
+    of_loss = {f"{COMPILED_CALL}: {one.compile_id}" for one in compiled if one.co_name == LOSS}
+    return {
+        "compiled_calls": sum(n.startswith(COMPILED_CALL) and n not in of_loss for n in names),
+        "eager_products": sum(bool(EAGER_PRODUCT.match(name)) for name in names),
+        "skipped_frames": dynamo.counters["frames"]["total"] - dynamo.counters["frames"]["ok"],
+        "all_products": sum(bool(EAGER_PRODUCT.match(name)) for name in eager),
+    }
+
+
+def _events(step: Callable[[], None]) -> list[str]:
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        step()
+    return [event.name for event in profiled.events() or ()]

@@ -1,0 +1,45 @@
+"""Lines of JSON that long measurements of the suite itself are kept in, to go on from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stepbench.core import MEASURE_VERSION, StepbenchError
+from stepbench.machine import differing_key
+
+
+def opened(file: Path, machine: Mapping[str, Any]) -> Path:
+    """The file with a header that says what it was measured on.
+
+    Raises:
+        StepbenchError: it was measured on something else.
+    """
+    header = {"torch": torch.__version__, "ruler": MEASURE_VERSION}
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        add(file, {"machine": machine, **header})
+    known = json.loads(file.read_text(encoding="utf-8").partition("\n")[0])
+    unlike = (
+        f"{key}: {known[key]} against {new}" for key, new in header.items() if known[key] != new
+    )
+    if differing := differing_key(known["machine"], machine) or next(unlike, None):
+        raise StepbenchError(f"{file}: {differing}; move it away first")
+    return file
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """The lines of a file but its header; empty where there is none."""
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()[1:]]
+
+
+def add(file: Path, line: Mapping[str, Any]) -> None:
+    """Add one line."""
+    with open(file, "a", encoding="utf-8") as out:
+        out.write(json.dumps(line) + "\n")

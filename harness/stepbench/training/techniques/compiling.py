@@ -1,0 +1,173 @@
+"""torch.compile of the model and of the loss: which program runs, never what it computes.
+
+The model in place, so that blocks stay where the workload finds them. What is sharded by block is
+compiled by block, inside the shards: gathering parameters cannot be traced. The loss is a graph of
+its own, whatever the model is in: over a vocabulary it is as much work as several blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stepbench.core import Case
+from stepbench.machine import device_type
+from stepbench.observed import Counters
+from stepbench.training.types import Axis, Loop, Loss, Plan, Site, Technique, Unsupported, Workload
+
+BACKEND = "inductor"
+# By this name dynamo tells the loss' graphs from the model's.
+LOSS = "loss_of_output"
+# Of the products, in graphs: recurrences and the like that dynamo gives up are told, not judged.
+LEAST_SHARE = 0.25
+# Fused kernels round in other places and add up in another order.
+TOLERANCE = 1e-3
+
+
+def _compiled(mode: str | None) -> Callable[[nn.Module, Site], nn.Module]:
+    def edit(model: nn.Module, site: Site) -> nn.Module:
+        blocks = site.workload.blocks(model) if site.plan.shards else []
+        for part in blocks or [model]:
+            _traceable(part)
+            part.compile(backend=BACKEND, mode=mode)
+        return model
+
+    return edit
+
+
+def _compiled_loss(mode: str | None) -> Callable[[Loss, Site], Loss]:
+    def edit(loss: Loss, site: Site) -> Loss:
+        # Its name is LOSS. Dynamo would not begin in a function of torch's own (`cross_entropy`).
+        def loss_of_output(output: Any, targets: Any) -> Tensor:
+            return loss(output, targets)
+
+        return torch.compile(loss_of_output, backend=BACKEND, mode=mode)
+
+    return edit
+
+
+def _traceable(module: nn.Module) -> None:
+    """Give a module of torch's own, `nn.Sequential`, a forward in this file.
+
+    Dynamo traces into torch's files and never begins in one: `compile()` would do nothing.
+    """
+    kind = type(module)
+    if kind.forward.__module__.startswith("torch."):
+
+        def forward(self: nn.Module, *arguments: Any, **named: Any) -> Any:
+            return kind.forward(self, *arguments, **named)
+
+        module.__class__ = type(f"Compiled{kind.__name__}", (kind,), {"forward": forward})
+
+
+def _each_replays(loop: Loop, site: Site) -> Loop:
+    """Tell CUDA graphs where a micro-batch begins: what the last one left may be overwritten."""
+
+    @contextmanager
+    def around(last: bool) -> Iterator[None]:
+        torch.compiler.cudagraph_mark_step_begin()
+        yield
+
+    return replace(loop, around=(*loop.around, around))
+
+
+def _proof_eager(counters: Counters, plan: Plan) -> str | None:
+    if counters.compiled_calls == 0:
+        return None
+    return (
+        f"{counters.compiled_calls} compiled graphs ran in a step: the workload compiles its own "
+        "model; hand over the plain one and choose compile"
+    )
+
+
+def _proof_compiled(counters: Counters, plan: Plan) -> str | None:
+    if counters.compiled_calls == 0 and counters.skipped_frames:
+        raise Unsupported(
+            f"torch.compile gave up {counters.skipped_frames} frames of the model and compiled none"
+        )
+    if counters.compiled_calls < plan.micro_batches:
+        return (
+            f"{counters.compiled_calls} compiled graphs of the model ran in a step of "
+            f"{plan.micro_batches} micro-batches"
+        )
+    # By block the ends of the model are left out; more calls than that come of graph breaks.
+    whole = not plan.shards and counters.compiled_calls == plan.micro_batches
+    if whole and counters.eager_products:
+        return f"{counters.eager_products} products ran outside of the compiled graph"
+    if counters.eager_products > (1 - LEAST_SHARE) * counters.all_products:
+        return (
+            f"{counters.eager_products} of {counters.all_products} products ran outside of the "
+            "compiled graphs"
+        )
+    return None
+
+
+def _refuses_threads(workload: Workload, case: Case) -> str | None:
+    if case.combination.techniques.get("parallel") != "dataparallel":
+        return None
+    return "a compiled model belongs to one device, dataparallel copies it: choose ddp"
+
+
+# https://github.com/pytorch/pytorch/issues/169545
+def _graphs_and_accumulation(name: str, case: Case) -> str | None:
+    if "accumulation" not in case.combination.techniques:
+        return None
+    return (
+        f"{name} with accumulation: CUDA graphs overwrite the gradients that the micro-batch "
+        "before has left; choose compile"
+    )
+
+
+def _replays(case: Case, machine: Mapping[str, Any]) -> str | None:
+    if device_type(machine) == "cpu":
+        return "compile-overhead replays CUDA graphs: a CPU has none"
+    return _graphs_and_accumulation("compile-overhead", case)
+
+
+def _tunes(case: Case, machine: Mapping[str, Any]) -> str | None:
+    if device_type(machine) == "cpu":
+        return None
+    return _graphs_and_accumulation("compile-max", case)
+
+
+def _compile(name: str, about: str, mode: str | None, **options: Any) -> Technique:
+    return Technique(
+        name=name,
+        about=about,
+        model=_compiled(mode),
+        loss=_compiled_loss(mode),
+        loop=_each_replays if mode else lambda loop, site: loop,
+        proof=_proof_compiled,
+        refuses=_refuses_threads,
+        # Compiled dropout draws other numbers; BatchNorm, which would not, is not told from it.
+        tolerance=lambda workload: None if workload.batch_dependent else TOLERANCE,
+        **options,
+    )
+
+
+COMPILE = Axis(
+    name="compile",
+    baseline="eager",
+    examples=("eager", "compile", "compile-overhead", "compile-max"),
+    techniques=(
+        Technique(name="eager", about="operator by operator", proof=_proof_eager),
+        _compile("compile", "torch.compile, fused kernels", None),
+        _compile(
+            "compile-overhead",
+            "torch.compile that replays CUDA graphs (reduce-overhead)",
+            "reduce-overhead",
+            unsupported=_replays,
+        ),
+        _compile(
+            "compile-max",
+            "torch.compile that times kernels and takes the fastest (max-autotune)",
+            "max-autotune",
+            unsupported=_tunes,
+        ),
+    ),
+)

@@ -1,0 +1,119 @@
+"""What waits in host memory while the device does not need it: activations, optimizer state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch.autograd.graph import save_on_cpu
+
+from stepbench.core import Case
+from stepbench.machine import device_type
+from stepbench.observed import Counters
+from stepbench.training.types import Axis, Loop, MakeOptimizer, Plan, Site, Technique, Workload
+
+
+def _saved_on_the_host(loop: Loop, site: Site) -> Loop:
+    return replace(
+        loop, around=(*loop.around, lambda last: save_on_cpu(pin_memory=True, device_type="cuda"))
+    )
+
+
+def _updated_on_the_host(make: MakeOptimizer, site: Site) -> MakeOptimizer:
+    def offloaded(parameters: Any) -> Any:
+        from torchao.optim import CPUOffloadOptimizer
+
+        # It makes one optimizer for each parameter, of the same kind.
+        optimizer = CPUOffloadOptimizer(list(parameters), optimizer_class=make)
+        if optimizer.d_opt is not None:
+            # Else a schedule would set the rates of the groups that this one was made from.
+            optimizer.d_param_groups = optimizer.d_opt.param_groups
+        return optimizer
+
+    return offloaded
+
+
+def _needs_a_device(what: str) -> Callable[[Case, Mapping[str, Any]], str | None]:
+    def unsupported(case: Case, machine: Mapping[str, Any]) -> str | None:
+        if device_type(machine) == "cpu":
+            return f"{what} move to host memory: a CPU has no other memory that they could leave"
+        return None
+
+    return unsupported
+
+
+def _proof_activations(counters: Counters, plan: Plan) -> str | None:
+    on_host, on_device = counters.saved_host_bytes, counters.saved_bytes
+    if on_host > on_device:
+        return None
+    return f"{on_host} bytes were saved in host memory and {on_device} on the device"
+
+
+def _proof_state(counters: Counters, plan: Plan) -> str | None:
+    on_host, kept = counters.host_state_elements, sum(counters.state_elements.values())
+    if 2 * on_host > kept:
+        return None
+    return f"{on_host} of {kept} elements of optimizer state were in host memory"
+
+
+def _proof_on_device(counters: Counters, plan: Plan) -> str | None:
+    # A workload's own scalars may live on the host, as those of some optimizers do.
+    if _proof_activations(counters, plan) is None:
+        return f"{counters.saved_host_bytes} bytes were saved in host memory"
+    if not plan.offloads and _proof_state(counters, plan) is None:
+        return f"{counters.host_state_elements} elements of optimizer state were in host memory"
+    return None
+
+
+def _refuses_with_state(workload: Workload, case: Case) -> str | None:
+    """Gradients are copied to the host as backward makes them: before anybody else sees them.
+
+    Each parameter, and all small ones together, are updated by an optimizer of their own.
+    """
+    chosen = case.combination.techniques
+    if chosen.get("precision") == "fp16":
+        return "offload-optimizer updates from scaled gradients: choose bf16"
+    if "clipping" in chosen:
+        return "offload-optimizer copies gradients before they are clipped: leave clipping out"
+    if "parallel" in chosen:
+        return "offload-optimizer is for one GPU (torchao): choose fsdp2-offload for several"
+    if (optimizer := chosen.get("optimizer", "")).startswith("adam8bit"):
+        return (
+            f"offload-optimizer with {optimizer}: torchao gives the tensors of fewer than 4096 "
+            "elements an optimizer of their own, which has nothing to keep in 8 bits; choose "
+            "adamw-fused"
+        )
+    return None
+
+
+OFFLOAD = Axis(
+    name="offload",
+    baseline="on-device",
+    examples=("on-device", "offload-activations", "offload-optimizer"),
+    techniques=(
+        Technique(
+            name="on-device",
+            about="everything stays where it is computed",
+            proof=_proof_on_device,
+        ),
+        Technique(
+            name="offload-activations",
+            about="what backward needs waits in pinned host memory (save_on_cpu)",
+            loop=_saved_on_the_host,
+            proof=_proof_activations,
+            unsupported=_needs_a_device("activations"),
+        ),
+        Technique(
+            name="offload-optimizer",
+            about="optimizer state and update in host memory (torchao)",
+            imports=("torchao.optim",),
+            optimizer=_updated_on_the_host,
+            proof=_proof_state,
+            unsupported=_needs_a_device("optimizer state and update"),
+            refuses=_refuses_with_state,
+            # The host's kernels round in other places.
+            tolerance=lambda workload: 1e-3,
+        ),
+    ),
+)

@@ -1,5 +1,0 @@
-"""The subject: what is trained, by which techniques, in which step."""
-
-from harness.training.types import Workload
-
-__all__ = ["Workload"]
