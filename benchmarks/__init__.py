@@ -5,6 +5,7 @@ ASV would take the imported class for a benchmark of the importing file.
 """
 
 from asv_runner.benchmarks import benchmark_types
+
 from stepbench.history import suite
 
 benchmark_types.append(suite.Measured)

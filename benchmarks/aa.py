@@ -20,6 +20,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+
+from benchmarks.aa_rates import CONDITIONS, LEAST_PAIRS, SHAPES, Condition, Shape, report, rounded
 from stepbench.core import Case, StepbenchError
 from stepbench.judging.gate import SETTINGS, Session
 from stepbench.judging.pairs import Ring, order_of
@@ -30,8 +32,6 @@ from stepbench.noise import FOREIGN_CORES
 from stepbench.selfcheck.journal import add, opened, read
 from stepbench.store import now
 from stepbench.verdicts import Pair, Side
-
-from benchmarks.aa_rates import CONDITIONS, LEAST_PAIRS, SHAPES, Condition, Shape, report, rounded
 
 # Steps of about 2, 20 and 200 ms on the machine that this was written on.
 WORKLOADS = ("gpt-tiny", "cnn-tiny", "gpt-1m@batch=32")

@@ -9,12 +9,13 @@ from typing import Any, Literal
 import numpy as np
 from asv._stats import is_different
 from scipy.stats import binomtest
+from tabulate import tabulate
+
 from stepbench import machine as machines
 from stepbench.judging import rule
 from stepbench.judging.rule import PAIRS_A_START, simulate
 from stepbench.report import formats
 from stepbench.verdicts import Block, Figure, Pair
-from tabulate import tabulate
 
 Condition = Literal["quiet", "crowded"]
 CONDITIONS: tuple[Condition, ...] = ("crowded", "quiet")

@@ -17,6 +17,9 @@ from pathlib import Path
 
 import numpy as np
 from scipy.stats import binomtest
+from tabulate import tabulate
+
+from benchmarks import accumulation, checkpointing, precision, product
 from stepbench import machine as machines
 from stepbench import stats
 from stepbench.core import MEASURE_VERSION, Case, Record, StepbenchError
@@ -28,9 +31,6 @@ from stepbench.stats import Estimate
 from stepbench.store import RunFile, read_all
 from stepbench.training.techniques import parse
 from stepbench.training.workloads import canonical
-from tabulate import tabulate
-
-from benchmarks import accumulation, checkpointing, precision, product
 
 ROUNDS = 8
 CLASSES = (

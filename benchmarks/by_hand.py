@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+
 from stepbench.core import Case, StepbenchError
 from stepbench.judging.pairs import alternate
 from stepbench.machine import device_type, summary

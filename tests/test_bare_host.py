@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from stepbench import bare_host as module
 from stepbench.cli import run
 from stepbench.host_steps import RUN, STEPS, Step

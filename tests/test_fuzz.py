@@ -9,6 +9,7 @@ from pathlib import Path
 
 import json5
 import pytest
+
 from stepbench.core import StepbenchError
 from stepbench.history import configuration
 from stepbench.report import compare, page, side_by_side, tables
@@ -16,7 +17,6 @@ from stepbench.store import RunFile
 from stepbench.training.choice import choose, numbers
 from stepbench.training.techniques import known_names, parse
 from stepbench.training.workloads import load, names
-
 from tests.synthetic import case, measurement, record, run
 
 MANY = 200

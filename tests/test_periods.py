@@ -1,6 +1,7 @@
 """What is slow every so often, by hand."""
 
 import pytest
+
 from stepbench.periods import period, slow_steps
 
 

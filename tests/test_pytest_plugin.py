@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 
 import psutil
+
 from stepbench.core import MEASURE_VERSION, Outcome
 from stepbench.store import RunFile
-
 from tests.synthetic import MACHINE, MIB, case, measurement, record, run
 
 pytest_plugins = ["pytester"]

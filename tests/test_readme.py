@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from stepbench.store import RunFile
 
+from stepbench.store import RunFile
 from tests.synthetic import MIB, case, measurement, record, run
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import scipy.stats
+
 from stepbench import stats
 from stepbench.core import Outcome
-
 from tests.synthetic import MIB, case, measurement, record
 
 

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from stepbench.core import Calibration, StepbenchError
 from stepbench.store import DIED, RunFile, open_run, read_all, read_path
-
 from tests.synthetic import case, measurement, record, run
 
 BF16 = record(case("bf16"), [(measurement([0.05]), measurement([0.1]))])

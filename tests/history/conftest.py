@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from stepbench.source_roots import PACKAGE
 from stepbench.store import RunFile, read_all
 
@@ -102,8 +103,10 @@ def stored(toy: Toy, commit: str, benchmark: str) -> dict[str, Any]:
 def toy(tmp_path: Path) -> Toy:
     folder = tmp_path / "project"
     package = folder / PACKAGE
-    for name in ("__init__", "core", "store", "stats", "machine", "source_roots"):
-        _copy(ROOT / PACKAGE / f"{name}.py", package)
+    for path in (ROOT / PACKAGE).glob("*.py"):
+        _copy(path, package)
+    for name in ("__init__", "pins", "trees"):
+        _copy(ROOT / PACKAGE / "judging" / f"{name}.py", package / "judging")
     for name in BENCHMARKS:
         _copy(ROOT / "benchmarks" / f"{name}.py", folder / "benchmarks")
     for name in ("harness/stepbench/history", "harness/stepbench/report"):
@@ -117,7 +120,9 @@ def toy(tmp_path: Path) -> Toy:
     _write(package / "training/techniques.py", TECHNIQUES)
     _write(package / "training/workloads.py", "canonical = str\n")
     log = tmp_path / "measured.txt"
-    environ = {"HOME": str(tmp_path), "STEPBENCH_TOY_LOG": str(log)}
+    # As if the project were installed: ASV imports the plug-in from here.
+    installed = {"PYTHONPATH": str(folder / "harness")}
+    environ = {"HOME": str(tmp_path), "STEPBENCH_TOY_LOG": str(log), **installed}
     toy = Toy(folder=folder, home=tmp_path, log=log, environ=environ)
     toy.git("init", "-q", "-b", "trunk")
     toy.commit("first")

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from asv.graph import Graph
+
 from stepbench.core import MEASURE_VERSION, StepbenchError
 from stepbench.history.publish import exact, publish
-
 from tests.history.conftest import Toy, stored
 
 SUBJECT = "harness/stepbench/training/subject.py"

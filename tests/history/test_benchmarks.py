@@ -9,9 +9,6 @@ import pkgutil
 
 import pytest
 from asv_runner.benchmarks import benchmark_types
-from stepbench.history.suite import RANKS, Cases, CompileCases, Measured, RankCases, StateCases
-from stepbench.training.techniques import parse
-from stepbench.training.workloads import canonical
 
 import benchmarks
 from benchmarks import (
@@ -28,6 +25,9 @@ from benchmarks import (
     stability,
 )
 from benchmarks.agreement import CLASSES as DEFAULT
+from stepbench.history.suite import RANKS, Cases, CompileCases, Measured, RankCases, StateCases
+from stepbench.training.techniques import parse
+from stepbench.training.workloads import canonical
 
 
 def cases(classes: list[type[Cases]]) -> set[str]:

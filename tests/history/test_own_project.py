@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from stepbench.core import StepbenchError
 from stepbench.history.project import PLACEHOLDER, start
 from stepbench.history.publish import publish
-
 from tests.history.conftest import Toy, stored
 from tests.stranger import TRAIN
 

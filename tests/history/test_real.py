@@ -25,7 +25,7 @@ def test_the_commits_own_code_runs_and_another_tree_is_caught(toy: Toy) -> None:
     planted = toy.home / "planted"
     shutil.copytree(ROOT / "harness", planted / "harness", ignore=IGNORED)
     benchmarks = toy.folder / "benchmarks/__init__.py"
-    plant = f"import sys\n\nsys.path.insert(0, {str(planted)!r})\n"
+    plant = f"import sys\n\nsys.path.insert(0, {str(planted / 'harness')!r})\n"
     benchmarks.write_text(plant + benchmarks.read_text())
     said = toy.asv("run", "-b", CASE, code=2)
     record = toy.runs()[-1].records[0]

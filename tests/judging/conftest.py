@@ -1,6 +1,7 @@
 """Sides small enough to pair for real in half a second."""
 
 import pytest
+
 from stepbench.core import Case
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.sweep import this_machine

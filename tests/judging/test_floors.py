@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 import pytest
+
 from stepbench import stats
 from stepbench.core import Outcome, StepbenchError
 from stepbench.judging.asked import Asked, Elsewhere
 from stepbench.judging.asserted import Floor, counted
 from stepbench.judging.floors import Speeds, judge, told
 from stepbench.judging.live import STAGES
-
 from tests.synthetic import MACHINE, MIB, OK, case, measurement, record
 
 CASE = case("bf16")

@@ -7,6 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+
 from stepbench import cli, cli_gate
 from stepbench.core import Case, Outcome, StepbenchError
 from stepbench.judging import baselines, command, pairs, trial
@@ -14,7 +15,6 @@ from stepbench.judging.gate import Session, Terms
 from stepbench.judging.tallies import tally
 from stepbench.judging.trees import Tree
 from stepbench.verdicts import CaseVerdict, Gate
-
 from tests.judging.test_tallies import counting
 from tests.judging.test_trees import git
 from tests.stranger import TRAIN

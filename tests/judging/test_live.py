@@ -1,11 +1,11 @@
 """How many pairs a live claim is given, by a measurer that answers at once."""
 
 import pytest
+
 from stepbench.core import Case
 from stepbench.judging.asserted import Floor
 from stepbench.judging.floors import judge
 from stepbench.judging.live import Live
-
 from tests.synthetic import MACHINE, case, measurement, record
 
 CASE = case("bf16")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from stepbench.core import StepbenchError
 from stepbench.judging.measurer import Measurer
-
 from tests.synthetic import case
 
 # It imports torch first, here from a cold disk and on a busy machine at worst.

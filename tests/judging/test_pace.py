@@ -1,7 +1,6 @@
 """What is told of the pairs, by a clock of the test's own."""
 
 from stepbench.judging.pace import Pace
-
 from tests.synthetic import case
 
 

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+
 from stepbench.core import MEASURE_VERSION, StepbenchError
 from stepbench.judging import pairs
 from stepbench.judging.pairs import BLOCKS, PairFailed, Ring, alternate, method_for, order_of
@@ -22,7 +23,6 @@ from stepbench.measuring.window import WARMUP_CAP
 from stepbench.observed import DeviceState
 from stepbench.training import build as build_module
 from stepbench.verdicts import Block, Pair, lower_quartile
-
 from tests.judging.conftest import QUICK, side
 from tests.stranger import TRAIN
 from tests.synthetic import measurement

@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-from stepbench.verdicts import Block, Pair
 
 from benchmarks import aa_rates
 from benchmarks.aa_rates import (
@@ -19,6 +18,7 @@ from benchmarks.aa_rates import (
     rate,
     simulated,
 )
+from stepbench.verdicts import Block, Pair
 
 STEPS = 10
 

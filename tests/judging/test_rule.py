@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from stepbench.judging import rule
 from stepbench.judging.rule import (
     PAIRS_A_START,

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
+
 from stepbench.core import StepbenchError
 from stepbench.judging.tallies import compared, differences, tally, unlike
 from stepbench.verdicts import Tally
-
 from tests.synthetic import MIB, measurement
 
 

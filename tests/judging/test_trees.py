@@ -3,6 +3,7 @@
 import subprocess
 
 import pytest
+
 from stepbench.core import StepbenchError
 from stepbench.judging import pins
 from stepbench.judging.trees import Project

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
+
 from stepbench.core import Outcome
 from stepbench.judging import gate as judging_gate
 from stepbench.judging.gate import Session, Terms
@@ -11,7 +12,6 @@ from stepbench.judging.pairs import PairFailed
 from stepbench.judging.trees import Tree
 from stepbench.report import gate_tables
 from stepbench.verdicts import Block, CaseVerdict, Gate, Pair
-
 from tests.synthetic import MACHINE, case, measurement
 
 # Pairs of equal sides: ±1% with no direction in any of the stages.

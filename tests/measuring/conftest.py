@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+
 from stepbench.core import Case, Record
 from stepbench.measuring.measure import measure
 from stepbench.measuring.settings import Settings

@@ -3,12 +3,12 @@
 import sys
 
 import pytest
+
 from stepbench.core import Case
 from stepbench.measuring.measure import measure
 from stepbench.measuring.preload import preload
 from stepbench.measuring.settings import Settings
 from stepbench.training.techniques import adapters, parse
-
 from tests.extras import needs
 
 pytestmark = needs("peft")

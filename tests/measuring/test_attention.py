@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from stepbench.core import Case
 from stepbench.training.techniques import attention, parse, unsupported
 

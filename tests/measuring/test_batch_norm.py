@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+
 from stepbench import stats
 from stepbench.core import Case
 from stepbench.measuring.measure import _reference

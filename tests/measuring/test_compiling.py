@@ -9,6 +9,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
+
 from stepbench.core import Case
 from stepbench.measuring import window, worker
 from stepbench.measuring.caches import cold_caches
@@ -19,7 +21,6 @@ from stepbench.measuring.settings import Settings
 from stepbench.training.techniques import compiling, find, parse, plan_of, refused, unsupported
 from stepbench.training.types import Site
 from stepbench.training.workloads import load
-from torch import nn
 
 GPU = {"gpus": [{"name": "H100", "capability": "9.0", "bf16": True}]}
 

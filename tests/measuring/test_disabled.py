@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import pytest
-from stepbench.training import build as build_module
 
+from stepbench.training import build as build_module
 from tests.extras import needs
 
 # What each does is in its own tests; here is that its proof sees nothing be done.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from stepbench.core import Case
 from stepbench.measuring import worker
 from stepbench.measuring.launch import in_child

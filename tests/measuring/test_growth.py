@@ -1,12 +1,14 @@
 """Memory that grows with every step: what is read, what is honest, and what leaks."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import psutil
 import pytest
+
 from stepbench.measuring.probes import growth, memory
 from stepbench.measuring.probes.growth import MINIMUM_BYTES, Held, per_step
-
 from tests.synthetic import MIB
 
 OWN = "tests.training.own_workloads"
@@ -64,3 +66,30 @@ def test_a_leak_is_reported_whoever_holds_it(measured, leak, least):
 def test_what_an_honest_process_keeps_is_no_leak(measured, workload):
     [one] = measured("baseline", workload).rounds
     assert one.case.growth_bytes_per_step == 0.0
+
+
+FAULTS = """
+import resource
+import torch
+from stepbench.measuring.probes.resident import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.ones(64 * 2**20 // 4)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+freely = min(faults() for _ in range(3))
+keep_freed_memory()
+# Blocks that are aligned need some turns until each finds a place that was freed.
+print(freely, min(faults() for _ in range(6)))
+"""
+
+
+def test_freed_memory_is_kept_where_two_processes_are_compared():
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True
+    )
+    freely, kept = map(int, done.stdout.split())
+    assert freely >= 4 * 64 * 2**20 // 4096
+    assert kept < 100

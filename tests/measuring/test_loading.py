@@ -1,6 +1,7 @@
 """How data are loaded is measured and proved; what was not so is invalid."""
 
 import pytest
+
 from stepbench.training import data
 from stepbench.training.techniques import loading
 
@@ -88,6 +89,7 @@ def test_a_worker_that_dies_is_told(measured, monkeypatch):
 
 def test_the_default_prefetch_is_torchs():
     import torch
+
     from stepbench.training.workloads import load
 
     loader = torch.utils.data.DataLoader(load("gpt-tiny").dataset(), num_workers=1)

@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 
 import pytest
+
 from stepbench import stats
 from stepbench.core import Case, Record
 from stepbench.measuring.measure import measure
@@ -12,7 +13,6 @@ from stepbench.measuring.settings import Settings
 from stepbench.training import build as build_module
 from stepbench.training.techniques import AXES, parse, refused, unsupported
 from stepbench.training.workloads import load
-
 from tests.extras import skip_where_emulated
 from tests.synthetic import MACHINE
 

@@ -4,9 +4,9 @@ import importlib.util
 
 import pytest
 import torch
+
 from stepbench.core import Case
 from stepbench.training.techniques import optimizers, parse, unsupported
-
 from tests.extras import needs
 
 # gpt-1m@seq=8: 6 layers, width 128, vocabulary 256; tied embeddings, 13 norms.

@@ -1,6 +1,7 @@
 """What ordinary models do, and no transformer of ours: what is right is never `invalid`."""
 
 import pytest
+
 from stepbench import stats
 from stepbench.core import Case
 from stepbench.measuring.measure import measure

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from stepbench.measuring.outcomes import outcome_of
 from torch._dynamo.exc import BackendCompilerFailed
+
+from stepbench.measuring.outcomes import outcome_of
 
 
 def wrapped(error):

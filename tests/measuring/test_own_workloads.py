@@ -1,6 +1,7 @@
 """A stranger's workload goes through every axis, with the right outcome for each."""
 
 import pytest
+
 from stepbench import stats
 from stepbench.core import StepbenchError
 from stepbench.training.workloads import canonical, load

@@ -2,7 +2,6 @@
 
 from stepbench.measuring.launch import in_children
 from stepbench.measuring.preload import preload
-
 from tests.training.test_pairs import on_a_rank, right
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from stepbench.core import Case
 from stepbench.measuring.measure import measure
 from stepbench.measuring.settings import Settings
@@ -18,7 +19,6 @@ from stepbench.measuring.window_plan import PARITY_STEPS
 from stepbench.report import tables
 from stepbench.training import build as build_module
 from stepbench.training.techniques import parse
-
 from tests.synthetic import case as synthetic_case
 from tests.synthetic import measurement, record, run_file
 

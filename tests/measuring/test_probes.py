@@ -8,11 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._C._autograd import DeviceType
+
 from stepbench.measuring.launch import in_child, in_children
 from stepbench.measuring.probes import communication, device, memory, timing
 from stepbench.observed import DeviceState
 from stepbench.training.types import Loop
-from torch._C._autograd import DeviceType
 
 
 def test_marks_are_made_before_the_first_step_and_the_device_is_waited_for_twice(monkeypatch):

@@ -1,9 +1,9 @@
 """8-bit floats and rounding for int8, measured for real through torchao."""
 
 import pytest
+
 from stepbench.core import Case
 from stepbench.training.techniques import parse, unsupported
-
 from tests.extras import needs, skip_where_emulated
 
 pytestmark = needs("torchao")

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import psutil
 import pytest
+
 from stepbench.core import Case, Outcome
 from stepbench.measuring import subject, worker
 from stepbench.measuring.launch import Ended
@@ -19,7 +20,6 @@ from stepbench.measuring.ranks import guilty
 from stepbench.measuring.settings import Settings
 from stepbench.training import build as build_module
 from stepbench.training.techniques import parallel, parse
-
 from tests.synthetic import measurement
 
 GUILTY = 1

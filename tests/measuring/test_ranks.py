@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from stepbench import stats
 from stepbench.core import Case, Record
 from stepbench.measuring import subject, team

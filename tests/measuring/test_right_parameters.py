@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
+
 from stepbench.measuring.launch import in_children
 from stepbench.measuring.ranks import Group, Place
 from stepbench.training.build import build
 from stepbench.training.data import Batches
 from stepbench.training.step import train_step
 from stepbench.training.techniques import parse
-from torch.distributed.tensor import DTensor
-
 from tests.training.small import by_hand, relative, tiny
 
 STEPS = 3

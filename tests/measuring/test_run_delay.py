@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+
 from stepbench.measuring.probes import run_delay
 from stepbench.measuring.probes.run_delay import RunDelay
 from stepbench.measuring.probes.timing import time_steps

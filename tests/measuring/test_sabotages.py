@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+
 from stepbench.training import build as build_module
 from stepbench.training import data
 from stepbench.training import step as step_module
@@ -23,7 +25,6 @@ from stepbench.training.data import Batches
 from stepbench.training.techniques import attention, checkpointing, compiling
 from stepbench.training.types import Loop, Site
 from stepbench.training.workloads import gpt
-from torch import nn
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 DROPOUT = "gpt-tiny@dropout=0.2"

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from stepbench import stats
 from stepbench.measuring import subject
 from stepbench.measuring.launch import in_child

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from stepbench.core import Case
 from stepbench.measuring.measure import measure
 from stepbench.measuring.settings import Settings

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 import torch
+
 from stepbench.measuring import calibrate
 from stepbench.measuring.probes import memory
 

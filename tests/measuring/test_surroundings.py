@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+
 from stepbench import noise
 from stepbench.measuring.launch import in_child
 from stepbench.measuring.probes.surroundings import HostLoad

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from stepbench import stats
 from stepbench.core import Case, StepbenchError
 from stepbench.judging.pairs import PairFailed, Ring
@@ -14,7 +15,6 @@ from stepbench.measuring.sweep import open_sweep
 from stepbench.training import build as build_module
 from stepbench.training.techniques import find, parse, unsupported
 from stepbench.verdicts import Side
-
 from tests.measuring.conftest import QUICK
 from tests.synthetic import MACHINE
 

@@ -4,6 +4,7 @@ import itertools
 from dataclasses import replace
 
 import pytest
+
 from stepbench import stats
 from stepbench.core import Case
 from stepbench.measuring import measure as measure_module
@@ -16,7 +17,6 @@ from stepbench.training.data import Batches
 from stepbench.training.techniques import parse
 from stepbench.training.types import Plan
 from stepbench.training.workloads import load
-
 from tests.synthetic import case as synthetic_case
 from tests.synthetic import measurement, record
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from stepbench.measuring import subject
 from stepbench.measuring.settings import Settings
 from stepbench.training import build as build_module

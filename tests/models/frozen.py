@@ -2,10 +2,11 @@
 
 import numpy as np
 import torch
-from stepbench.training import Workload
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import Dataset
+
+from stepbench.training import Workload
 
 WIDTH, CLASSES, SAMPLES, WORDS = 64, 4, 64, 512
 

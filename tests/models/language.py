@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import torch
-from stepbench.training import Workload
 from torch import nn
 from torch.nn import functional
 
+from stepbench.training import Workload
 from tests.models.frozen import Points
 
 WORDS, LENGTH = 128, 16

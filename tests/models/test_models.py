@@ -1,13 +1,13 @@
 """Ordinary models get an honest number, or the reason why there is none."""
 
 import pytest
+
 from stepbench.core import LONGEST_REASON, Case, Outcome
 from stepbench.measuring.measure import measure
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.sweep import this_machine
 from stepbench.report.tables import terminal
 from stepbench.training.techniques import compiling, parse, plan_of
-
 from tests.synthetic import run_file
 
 QUICK = Settings(rounds=1, extra_rounds=0, max_steps=10, min_steps=10)

@@ -1,10 +1,11 @@
 """Images: a residual network with BatchNorm and SGD, a vision transformer, a diffusion U-Net."""
 
 import torch
-from stepbench.training import Workload
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import Dataset
+
+from stepbench.training import Workload
 
 CLASSES, SIDE = 10, 16
 

@@ -4,11 +4,11 @@ import json
 from dataclasses import replace
 
 import pytest
+
 from stepbench.core import MEASURE_VERSION, Outcome, StepbenchError
 from stepbench.report import side_by_side
 from stepbench.report.compare import compare, select
 from stepbench.store import RunFile
-
 from tests.synthetic import MACHINE, MIB, OK, case, measurement, record, run, run_file
 
 BASE = measurement()

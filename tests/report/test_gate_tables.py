@@ -19,7 +19,6 @@ from stepbench.verdicts import (
     TimeVerdict,
     Weighed,
 )
-
 from tests.synthetic import MACHINE, MIB, OK, case
 
 CROWD = ("other processes left too few processors",)

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
+
 from stepbench.core import Combination
 from stepbench.observed import DeviceState, Rank
 from stepbench.report import tables
-
 from tests.synthetic import MACHINE, case, measurement, record, run, run_file
 
 BASELINE = measurement([0.1, 0.1, 0.1])

@@ -6,11 +6,11 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
+
 from stepbench.core import Outcome
 from stepbench.report import front, matrix, page
 from stepbench.report.rows import tables
 from stepbench.store import RunFile
-
 from tests.synthetic import MACHINE, MIB, WORKLOAD, case, measurement, record, run, run_file
 
 UNSUPPORTED = Outcome(kind="unsupported", reason="no tensor cores")

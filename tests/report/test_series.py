@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 import pytest
+
 from stepbench import stats
 from stepbench.report import series, tables
-
 from tests import synthetic
 
 

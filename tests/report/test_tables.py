@@ -5,11 +5,11 @@ import math
 from dataclasses import replace
 
 import pytest
+
 from stepbench.core import MEASURE_VERSION, Calibration, Outcome
 from stepbench.observed import Communication
 from stepbench.report import columns, formats, tables
 from stepbench.stats import Estimate
-
 from tests.synthetic import MACHINE, MIB, WORKLOAD, case, measurement, record, run, run_file
 
 BASELINE = measurement([0.1, 0.1])

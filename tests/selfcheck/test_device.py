@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from click.testing import CliRunner
+from torch._C._autograd import DeviceType
+
 from stepbench.cli import stepbench
 from stepbench.core import Outcome, StepbenchError
 from stepbench.measuring.measure import Stopped
@@ -16,8 +18,6 @@ from stepbench.measuring.sweep import this_machine
 from stepbench.observed import Peak
 from stepbench.selfcheck import cases, checking, device, greedy, host_parts, torch_parts
 from stepbench.selfcheck.checking import Check, DoesNotWork, NotHere, find_out
-from torch._C._autograd import DeviceType
-
 from tests.synthetic import MACHINE, MIB
 
 H100 = {"name": "H100", "memory_bytes": 2**36, "capability": "9.0", "bf16": True}

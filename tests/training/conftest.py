@@ -7,6 +7,7 @@ import traceback
 
 import pytest
 import torch
+
 from stepbench.measuring.launch import in_child
 
 DEADLINE_S = 120

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import numpy
 import torch
-from stepbench.training import Workload
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import Dataset
+
+from stepbench.training import Workload
 
 WIDTH, CLASSES, SAMPLES = 16, 4, 64
 

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from torch import nn
+
 from stepbench.training.build import build
 from stepbench.training.data import Batches
 from stepbench.training.step import train_step
 from stepbench.training.techniques import parse
 from stepbench.training.types import Loop, Plan, Workload
 from stepbench.training.workloads import load
-from torch import nn
 
 CPU = torch.device("cpu")
 

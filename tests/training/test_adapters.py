@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from stepbench.training.build import build
-from stepbench.training.techniques import parse
 from torch import nn
 
+from stepbench.training.build import build
+from stepbench.training.techniques import parse
 from tests.extras import needs
 from tests.training.small import CPU, tiny
 

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
+
 from stepbench.training.build import build
 from stepbench.training.data import Batches
 from stepbench.training.step import train_step
 from stepbench.training.techniques import other_mathematics, parse
 from stepbench.training.types import Plan
 from stepbench.training.workloads import load
-
 from tests.training.small import CPU, by_hand, gradients_of, relative, trained
 
 

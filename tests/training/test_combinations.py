@@ -1,6 +1,7 @@
 """Names become combinations: equal sets are equal, mistakes are named."""
 
 import pytest
+
 from stepbench.core import Case, Combination, StepbenchError
 from stepbench.training.techniques import (
     AXES,

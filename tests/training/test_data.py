@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from stepbench.core import StepbenchError
 from stepbench.training.data import Batches, data_digest
 from stepbench.training.types import Plan
 from stepbench.training.workloads import load
-
 from tests.training.small import tiny
 
 LOADERS = {

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from stepbench.training.emulation import require_bearable
 from stepbench.training.types import Unsupported
 

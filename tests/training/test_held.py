@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 import torch
+
 from stepbench.measuring.probes.elements import elements
 from stepbench.measuring.probes.memory import categories
 from stepbench.training.build import build
 from stepbench.training.data import Batches
 from stepbench.training.step import train_step
 from stepbench.training.techniques import parse
-
 from tests.training.small import CPU, tiny
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+
 from stepbench.training.techniques import find
 from stepbench.training.types import Plan, Site
-
 from tests.extras import needs
 from tests.training.small import CPU, tiny
 

@@ -1,9 +1,9 @@
 """Every pair of techniques over all axes trains right on a CPU, or is refused in one line."""
 
 import pytest
+
 from stepbench.measuring.ranks import Group, Place
 from stepbench.training.techniques import parse, plan_of
-
 from tests.training.walking import CPU, Walk, installed, names, pairs, runs_here
 
 CHUNKS = 3

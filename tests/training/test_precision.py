@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from stepbench.training.techniques import find, parse, plan_of
-from stepbench.training.types import Site
 from torch import nn
 from torch.backends import cudnn
 
+from stepbench.training.techniques import find, parse, plan_of
+from stepbench.training.types import Site
 from tests.training.small import CPU, tiny
 
 

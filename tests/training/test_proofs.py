@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from stepbench.measuring.probes.counters import count
 from stepbench.measuring.probes.elements import elements
 from stepbench.training.build import build
@@ -16,7 +17,6 @@ from stepbench.training.data import Batches
 from stepbench.training.step import train_step
 from stepbench.training.techniques import AXES, find, parse, plan_of
 from stepbench.training.types import as_it_is
-
 from tests.training.small import CPU, tiny
 
 # Baselines that leave everything to workload and torch: there is no opposite to see.

@@ -2,6 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from stepbench.measuring.probes.counters import count
 from stepbench.measuring.probes.rounding import LOOKS, Rounding
 from stepbench.training.build import build
@@ -9,10 +13,6 @@ from stepbench.training.data import Batches
 from stepbench.training.step import train_step
 from stepbench.training.techniques import find, parse
 from stepbench.training.techniques.precision import TF32_ERROR
-from torch import nn
-from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
-
 from tests.training import own_workloads
 from tests.training.small import CPU
 

@@ -5,6 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
+
 from stepbench.training import step as step_module
 from stepbench.training.build import build
 from stepbench.training.data import Batches
@@ -12,9 +15,6 @@ from stepbench.training.step import micro_batches, plain_loop, train_step
 from stepbench.training.techniques import parse
 from stepbench.training.types import Plan, Site
 from stepbench.training.workloads import load
-from torch import nn
-from torch.nn import functional
-
 from tests.training.small import CPU, by_hand, gradients_of, in_type, relative, tiny, trained
 
 STEPS = 3

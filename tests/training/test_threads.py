@@ -5,6 +5,7 @@ import time
 from collections import Counter
 
 import torch
+
 from stepbench.measuring.probes.counters import _Operators
 
 THREADS, OPERATORS = 4, 50

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 import torch
+
 from stepbench.core import Case
 from stepbench.measuring.probes.counters import count
 from stepbench.measuring.probes.elements import elements

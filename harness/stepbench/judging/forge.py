@@ -38,7 +38,7 @@ from stepbench.training.techniques import imports
 from stepbench.training.workloads import load
 
 # What parent and forge say to each other; a tree's own forge must speak the same.
-PROTOCOL = 1
+PROTOCOL = 2
 # Importing torch from a cold disk is a matter of many seconds.
 START_S = 180.0
 # A forge that was told to end kills what it forked; then it is killed itself.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from stepbench.machine import device_type
+from stepbench.measuring.probes.resident import keep_freed_memory
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.subject import Subject, with_subject
 from stepbench.verdicts import Block
@@ -39,4 +40,5 @@ def play(
                 block = Block(step_s=window.step_s, cpu_s=window.cpu_s, delay_s=delay_s)
                 parent.send_bytes(json.dumps(block.to_json()).encode())
 
+    keep_freed_memory()
     return with_subject(Subject, case_json, device_type(machine), work, settings)
