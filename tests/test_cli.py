@@ -8,26 +8,19 @@ import sys
 import pytest
 
 from stepbench.training.techniques import AXES
-
-
-def stepbench(*arguments, cwd, code=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "stepbench.cli", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        check=False,
-    )
-    assert done.returncode == code, done.stderr
-    return done
+from tests.command import stepbench
 
 
 @pytest.fixture(scope="module")
 def run_once(tmp_path_factory):
-    """A folder in which two combinations were measured, and what the command printed."""
+    """A folder in which two combinations were measured, and what the command printed.
+
+    By an interpreter of its own, as a person starts it; what follows are forks of this one.
+    """
     folder = tmp_path_factory.mktemp("project")
     quick = ("-w", "gpt-tiny", "-r", "1", "--steps", "3")
-    return folder, stepbench("run", "bf16", "tf32", *quick, cwd=folder)
+    line = [sys.executable, "-m", "stepbench.cli", "run", "bf16", "tf32", *quick]
+    return folder, subprocess.run(line, cwd=folder, capture_output=True, text=True, check=True)
 
 
 def test_run_prints_every_case(run_once):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import pytest
 from stepbench.core import StepbenchError
 from stepbench.history.project import PLACEHOLDER, start
 from stepbench.history.publish import publish
+from tests.command import stepbench
 from tests.history.conftest import Toy, stored
 from tests.stranger import TRAIN
 
@@ -32,14 +31,7 @@ def own(tmp_path: Path) -> Toy:
 
 def init(folder: Path, *arguments: str, code: int = 0) -> str:
     """What `stepbench init` said; it has to end with `code`."""
-    done = subprocess.run(
-        [str(Path(sys.executable).parent / "stepbench"), "init", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == code, done.stderr
+    done = stepbench("init", *arguments, cwd=folder, code=code)
     return done.stdout + done.stderr
 
 

@@ -1,7 +1,6 @@
 """The command on real repositories: what was planted is named; nothing here depends on a clock."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -15,6 +14,7 @@ from stepbench.judging.gate import Session, Terms
 from stepbench.judging.tallies import tally
 from stepbench.judging.trees import Tree
 from stepbench.verdicts import CaseVerdict, Gate
+from tests.command import stepbench
 from tests.judging.test_tallies import counting
 from tests.judging.test_trees import git
 from tests.stranger import TRAIN
@@ -160,11 +160,8 @@ def test_time_is_judged_of_the_working_tree_and_every_output_written(
 
 
 def test_the_command_accepts_counters_and_holds_them_against_the_working_tree(project):
-    line = [sys.executable, "-m", "stepbench.cli", "gate", "-w", "train:workload", "-c", "baseline"]
-    done = subprocess.run(
-        [*line, "--accept"], cwd=project, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    chosen = ("-w", "train:workload", "-c", "baseline")
+    done = stepbench("gate", *chosen, "--accept", cwd=project)
     [written] = (project / baselines.FOLDER).glob("*.json")
     assert str(written) in done.stdout
     assert json.loads(written.read_text())["cases"].keys() == {"train:workload baseline"}

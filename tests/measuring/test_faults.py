@@ -22,6 +22,7 @@ from stepbench.measuring.sweep import measure_once, open_sweep
 from stepbench.store import RunFile
 from stepbench.training import build as build_module
 from stepbench.training.techniques import parse
+from tests.command import stepbench
 
 ONE_STEP = Settings(rounds=1, extra_rounds=0, max_steps=1, min_steps=1)
 
@@ -199,10 +200,8 @@ def test_a_stopped_run_loses_at_most_the_running_case(tmp_path, how):
     else:
         assert [str(case.combination) for case in file.cases_begun] == ["accum2"]
         expected, code = "failed: the measuring process itself died", 1
-    command = [sys.executable, "-m", "stepbench.cli", "run", "ckpt1", "accum2", "-w", "gpt-tiny"]
-    options = ["-r", "1", "--results", str(tmp_path / "results")]
-    again = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
-    assert again.returncode == code, again.stderr
+    options = ("-w", "gpt-tiny", "-r", "1", "--results", str(tmp_path / "results"))
+    stepbench("run", "ckpt1", "accum2", *options, cwd=Path.cwd(), code=code)
     file, _ = the_only_run(tmp_path)
     assert [str(one.case.combination) for one in file.records] == ["baseline", "ckpt1", "accum2"]
     assert str(file.records[-1].outcome).startswith(expected)
