@@ -22,16 +22,17 @@ from typing import Any
 import torch
 
 from benchmarks.aa_rates import CONDITIONS, LEAST_PAIRS, SHAPES, Condition, Shape, report, rounded
-from stepbench.core import Case, StepbenchError
-from stepbench.judging.gate import SETTINGS, Session
-from stepbench.judging.pairs import Ring, order_of
-from stepbench.judging.rule import PAIRS_A_START
-from stepbench.judging.trees import Project, Tree
+from stepbench.errors import StepbenchError
+from stepbench.gate.gate import SETTINGS, Session
+from stepbench.gate.trees import Project, Tree
+from stepbench.measuring.pairs import Ring, order_of
 from stepbench.measuring.sweep import claimed_machine
-from stepbench.noise import FOREIGN_CORES
+from stepbench.records.case import Case
+from stepbench.records.pair import Pair, Side
 from stepbench.selfcheck.journal import add, opened, read
+from stepbench.stats.noise import FOREIGN_CORES
+from stepbench.stats.rule import PAIRS_A_START
 from stepbench.store import now
-from stepbench.verdicts import Pair, Side
 
 # Steps of about 2, 20 and 200 ms on the machine that this was written on.
 WORKLOADS = ("gpt-tiny", "cnn-tiny", "gpt-1m@batch=32")

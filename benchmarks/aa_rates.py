@@ -11,11 +11,11 @@ from asv._stats import is_different
 from scipy.stats import binomtest
 from tabulate import tabulate
 
-from stepbench import machine as machines
-from stepbench.judging import rule
-from stepbench.judging.rule import PAIRS_A_START, simulate
+from stepbench.records import machine as machines
+from stepbench.records.pair import Block, Figure, Pair
 from stepbench.report import formats
-from stepbench.verdicts import Block, Figure, Pair
+from stepbench.stats import rule
+from stepbench.stats.rule import PAIRS_A_START, simulate
 
 Condition = Literal["quiet", "crowded"]
 CONDITIONS: tuple[Condition, ...] = ("crowded", "quiet")

@@ -20,17 +20,19 @@ from scipy.stats import binomtest
 from tabulate import tabulate
 
 from benchmarks import accumulation, checkpointing, precision, product
-from stepbench import machine as machines
-from stepbench import stats
-from stepbench.core import MEASURE_VERSION, Case, Record, StepbenchError
-from stepbench.machine import device_type
+from stepbench.errors import StepbenchError
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.sweep import claimed_machine, close_sweep, open_sweep, sweep
+from stepbench.records import machine as machines
+from stepbench.records.case import Case
+from stepbench.records.machine import device_type
+from stepbench.records.run import Record
 from stepbench.report import formats
-from stepbench.stats import Estimate
+from stepbench.stats.measures import Estimate, measures
 from stepbench.store import RunFile, read_all
 from stepbench.training.techniques import parse
 from stepbench.training.workloads import canonical
+from stepbench.versions import MEASURE_VERSION
 
 ROUNDS = 8
 CLASSES = (
@@ -129,7 +131,7 @@ def promised(rounds: tuple[int, int], widened: bool) -> tuple[float, float]:
 
 def _ends(drawn: np.ndarray, rounds: int, widened: bool) -> tuple[np.ndarray, np.ndarray]:
     """Low and high end of each row's interval: which of its sorted values `estimate` takes."""
-    places = stats.estimate(range(rounds), widened=widened)
+    places = measures.estimate(range(rounds), widened=widened)
     return drawn[:, int(places.low or 0)], drawn[:, int(places.high or 0)]
 
 
@@ -141,7 +143,7 @@ def compared(first: RunFile, second: RunFile) -> list[tuple[Record, Record]]:
 
 def agreement(first: Record, second: Record) -> tuple[bool, bool]:
     """Whether the second's ratio lies in the first's interval, and whether the two overlap."""
-    one, other = stats.speedup(first), stats.speedup(second)
+    one, other = measures.speedup(first), measures.speedup(second)
     low, high = _interval(one)
     other_low, other_high = _interval(other)
     return low <= other.median <= high, low <= other_high and other_low <= high
@@ -188,7 +190,7 @@ def report(files: Sequence[RunFile]) -> str:
 
 def _described(file: RunFile) -> dict[str, str]:
     rounds = [one for record in file.records for one in record.rounds]
-    loud = sum(map(stats.disturbed, rounds))
+    loud = sum(map(measures.disturbed, rounds))
     return {
         "sweep": formats.moment(file.run.started_at),
         "commit": formats.commit(file.run),
@@ -216,7 +218,7 @@ def rates(files: Sequence[RunFile]) -> str:
         )
     ]
     largest = max(
-        abs(stats.memory_ratio(second).median / stats.memory_ratio(first).median - 1)
+        abs(measures.memory_ratio(second).median / measures.memory_ratio(first).median - 1)
         for first, second in pairs
     )
     table = tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
@@ -228,8 +230,8 @@ def _rate(what: str, pairs: Sequence[tuple[Record, Record]], index: int) -> dict
     seen = [agreement(*pair)[index] for pair in pairs]
     chance = [
         promised(
-            (len(stats.judged(first)), len(stats.judged(second))),
-            bool(stats.disturbances(first)),
+            (len(measures.judged(first)), len(measures.judged(second))),
+            bool(measures.disturbances(first)),
         )[index]
         for first, second in pairs
     ]
@@ -251,9 +253,9 @@ def every_case(files: Sequence[RunFile]) -> str:
         if not record.outcome.ok or not all(one and one.outcome.ok for one in again):
             told = [one.outcome.kind if one else "" for one in (record, *again)]
         else:
-            told = [formats.estimate(stats.speedup(record))]
+            told = [formats.estimate(measures.speedup(record))]
             for other in filter(None, again):
-                text = formats.estimate(stats.speedup(other))
+                text = formats.estimate(measures.speedup(other))
                 told.append(text if agreement(record, other)[0] else f"**{text}**")
         rows.append([formats.markdown(record.case.chosen), *told])
     headers = ["combination", *(formats.moment(file.run.started_at) for file in files)]

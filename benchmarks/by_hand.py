@@ -21,25 +21,26 @@ from typing import Any
 
 import torch
 
-from stepbench.core import Case, StepbenchError
-from stepbench.judging.pairs import alternate
-from stepbench.machine import device_type, summary
+from stepbench.errors import StepbenchError
 from stepbench.measuring.launch import in_child
 from stepbench.measuring.measure import measure_process
+from stepbench.measuring.pairs import alternate
 from stepbench.measuring.probes import timing
 from stepbench.measuring.probes.run_delay import RunDelay
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.sweep import claimed_machine, measure_once, open_sweep
 from stepbench.measuring.window_plan import PARITY_STEPS, WindowPlan
-from stepbench.noise import first_begins
+from stepbench.records.case import Case
+from stepbench.records.machine import device_type, summary
+from stepbench.records.pair import Block
 from stepbench.selfcheck.plain_loop import plain_step
-from stepbench.stats import Estimate, estimate, step_s, undelayed_step_s
+from stepbench.stats.measures import Estimate, estimate, step_s, undelayed_step_s
+from stepbench.stats.noise import first_begins
 from stepbench.training.build import build
 from stepbench.training.data import Batches
 from stepbench.training.step import train_step
 from stepbench.training.techniques import parse
 from stepbench.training.workloads import default, load
-from stepbench.verdicts import Block
 
 STEPS = 8
 UNEVEN = ("stepbench.selfcheck.uneven:periodic", "stepbench.selfcheck.uneven:texts")

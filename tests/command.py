@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from stepbench import cli
+from stepbench.cli import main as cli
 from stepbench.measuring.launch import in_child
 
 DEADLINE_S = 600.0

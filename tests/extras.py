@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from stepbench.core import Record
+from stepbench.records.run import Record
 
 
 def needs(library: str) -> pytest.MarkDecorator:

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stepbench.core import MEASURE_VERSION, Case, Combination, Outcome, Record, Round, Run
-from stepbench.observed import Counters, Measurement, Memory, Peak
+from stepbench.records.case import Case, Combination
+from stepbench.records.measurement import Counters, Measurement, Memory, Peak
+from stepbench.records.outcome import Outcome
+from stepbench.records.run import Record, Round, Run
 from stepbench.store import RunFile
+from stepbench.versions import MEASURE_VERSION
 
 MIB = 2**20
 WORKLOAD = "gpt-1m@batch=8"

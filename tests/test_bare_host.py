@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from stepbench import bare_host as module
-from stepbench.cli import run
-from stepbench.host_steps import RUN, STEPS, Step
+from stepbench.cli.main import run
+from stepbench.selfcheck import bare_host as module
+from stepbench.selfcheck.host_steps import RUN, STEPS, Step
 from stepbench.store import read_all
 from stepbench.training.choice import sweep_of
 from stepbench.training.workloads import canonical
@@ -26,8 +26,8 @@ ARCHIVE = "stepbench-results.tar.gz"
 # A list of three: one that ends, one that measures for a while, one that fails.
 LISTED = """
 import sys
-from stepbench import bare_host
-from stepbench.host_steps import RUN, Step
+from stepbench.selfcheck import bare_host
+from stepbench.selfcheck.host_steps import RUN, Step
 
 def step(name, command):
     return Step(name=name, gpu=command, cpu=command, limit_s=300)
@@ -45,7 +45,7 @@ sys.exit(bare_host.main(sys.argv[1:], steps))
 
 def bare_host(*arguments, cwd, isolated=False):
     flags = ["-I", "-S"] if isolated else []
-    script = str(ROOT / "harness/stepbench/bare_host.py")
+    script = str(ROOT / "harness/stepbench/selfcheck/bare_host.py")
     return subprocess.run(
         [sys.executable, *flags, script, *arguments],
         capture_output=True,
@@ -145,7 +145,7 @@ def test_a_list_that_is_cut_off_goes_on_from_its_archive_on_another_host(tmp_pat
     [file], problems = read_all(other / "results")
     assert problems == []
     assert [str(record.outcome) for record in file.records] == ["ok"] * 3
-    report = [sys.executable, "-m", "stepbench.cli", "report", str(other / "results")]
+    report = [sys.executable, "-m", "stepbench", "report", str(other / "results")]
     assert "accum4" in subprocess.run(report, capture_output=True, text=True, check=True).stdout
     # What a killed call leaves behind ends by itself, and takes back what it was at.
     [left] = (one / "results").glob("*/*.jsonl")
@@ -295,7 +295,7 @@ def test_without_nvidia_smi_that_is_said(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("has_gpu", [True, False])
 def test_the_list_names_what_there_is(one, has_gpu):
     command = one.command(has_gpu=has_gpu, results=Path("a b"), commit="abc", seconds=90)
-    assert command[:3] == ["-m", "stepbench.cli", "run"]
+    assert command[:3] == ["-m", "stepbench", "run"]
     asked = run.make_context("run", command[3:]).params
     assert (asked["results"], asked["minutes"], asked["commit"]) == (Path("a b"), 1.0, "abc")
     assert sweep_of(canonical(asked["workload"]), asked["combinations"], (), ranks=[1], weak=False)

@@ -19,7 +19,7 @@ def run_once(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("project")
     quick = ("-w", "gpt-tiny", "-r", "1", "--steps", "3")
-    line = [sys.executable, "-m", "stepbench.cli", "run", "bf16", "tf32", *quick]
+    line = [sys.executable, "-m", "stepbench", "run", "bf16", "tf32", *quick]
     return folder, subprocess.run(line, cwd=folder, capture_output=True, text=True, check=True)
 
 
@@ -130,7 +130,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, told):
 def test_reading_never_loads_torch(run_once):
     folder, _ = run_once
     program = (
-        "import sys; from stepbench import cli; cli.stepbench(['report'], standalone_mode=False);"
+        "import sys; from stepbench.cli import main as cli;"
+        "cli.stepbench(['report'], standalone_mode=False);"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], cwd=folder, check=True, capture_output=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import json5
 import pytest
 
-from stepbench.core import StepbenchError
+from stepbench.errors import StepbenchError
 from stepbench.history import configuration
 from stepbench.report import compare, page, side_by_side, tables
 from stepbench.store import RunFile

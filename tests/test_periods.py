@@ -2,7 +2,7 @@
 
 import pytest
 
-from stepbench.periods import period, slow_steps
+from stepbench.stats.periods import period, slow_steps
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import psutil
 
-from stepbench.core import MEASURE_VERSION, Outcome
+from stepbench.records.outcome import Outcome
 from stepbench.store import RunFile
+from stepbench.versions import MEASURE_VERSION
 from tests.synthetic import MACHINE, MIB, case, measurement, record, run
 
 pytest_plugins = ["pytester"]
@@ -329,7 +330,7 @@ def test_a_suite_that_does_not_use_it_pays_nothing(pytester):
 import sys
 
 def test_nothing():
-    assert "stepbench.pytest_plugin" in sys.modules
+    assert "stepbench.thresholds.plugin" in sys.modules
     assert not [name for name in {NEEDS} if name in sys.modules]
     assert not [name for name in sys.modules if name.startswith("stepbench.j")]
 """)
@@ -338,9 +339,9 @@ def test_nothing():
 
 def test_what_importing_it_takes(pytester):
     """Printed, never asserted: `pytest -s` shows it, README quotes it."""
-    code = "import pytest, stepbench.pytest_plugin"
+    code = "import pytest, stepbench.thresholds.plugin"
     done = pytester.run("python", "-X", "importtime", "-c", code)
-    (line,) = [one for one in done.errlines if one.endswith("stepbench.pytest_plugin")]
+    (line,) = [one for one in done.errlines if one.endswith("stepbench.thresholds.plugin")]
     microseconds = int(line.split("|")[1])
     print(f"importing the plug-in takes {microseconds / 1e3:.1f} ms")
     assert microseconds > 0

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from stepbench.core import Calibration, StepbenchError
+from stepbench.errors import StepbenchError
+from stepbench.records.run import Calibration
 from stepbench.store import DIED, RunFile, open_run, read_all, read_path
 from tests.synthetic import case, measurement, record, run
 
@@ -213,7 +214,7 @@ def test_a_machines_folder_is_read_like_all_of_them(tmp_path):
 
 FULL_DISK = """
 import pathlib, resource, sys
-from stepbench.core import StepbenchError
+from stepbench.errors import StepbenchError
 from stepbench.store import RunFile
 from tests.synthetic import case, measurement, record, run
 

@@ -18,11 +18,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from stepbench.core import Calibration, Case, Outcome, Record, Run, StepbenchError
-from stepbench.machine import require_machine
-
-# The layout of the lines. Raise it when a reader of the old layout would misread the new one.
-STORE_VERSION = 1
+from stepbench.errors import StepbenchError
+from stepbench.records.case import Case
+from stepbench.records.machine import require_machine
+from stepbench.records.outcome import Outcome
+from stepbench.records.run import Calibration, Record, Run
+from stepbench.versions import RECORD_VERSION
 
 # Files of runs that this process measures, kept open: the lock on one lasts as long as that.
 _CLAIMED: dict[Path, int] = {}
@@ -69,7 +70,7 @@ class RunFile:
         file = cls(path=path, run=run)
         file.claim()
         try:
-            file._append("run", {"store_version": STORE_VERSION, "run": run.to_json()})
+            file._append("run", {"store_version": RECORD_VERSION, "run": run.to_json()})
         except StepbenchError:
             path.unlink(missing_ok=True)  # without its header it would be unreadable for good
             raise
@@ -86,10 +87,10 @@ class RunFile:
         number, header = next(lines, (1, None))
         if not isinstance(header, dict) or header.get("kind") != "run":
             raise StepbenchError(f"{path}: line 1 is not the header of a run; move the file away")
-        if header.get("store_version") != STORE_VERSION:
+        if header.get("store_version") != RECORD_VERSION:
             raise StepbenchError(
                 f"{path}: written in layout {header.get('store_version')}, this stepbench reads "
-                f"{STORE_VERSION}; use the version of stepbench that wrote it"
+                f"{RECORD_VERSION}; use the version of stepbench that wrote it"
             )
         try:
             file = cls(path=path, run=Run.from_json(header["run"]))

@@ -24,7 +24,8 @@ ASV = Path(sys.executable).parent / "asv"
 
 # Techniques without torch, so that a run of ASV takes seconds.
 TECHNIQUES = """
-from stepbench.core import Combination, StepbenchError
+from stepbench.records.case import Combination
+from stepbench.errors import StepbenchError
 
 def parse(text):
     chosen = [name for name in text.split("+") if name not in ("fp32", "accum1", "ckpt0")]
@@ -106,11 +107,13 @@ def toy(tmp_path: Path) -> Toy:
     for path in (ROOT / PACKAGE).glob("*.py"):
         _copy(path, package)
     for name in ("__init__", "pins", "trees"):
-        _copy(ROOT / PACKAGE / "judging" / f"{name}.py", package / "judging")
+        _copy(ROOT / PACKAGE / "gate" / f"{name}.py", package / "gate")
     for name in BENCHMARKS:
         _copy(ROOT / "benchmarks" / f"{name}.py", folder / "benchmarks")
-    for name in ("harness/stepbench/history", "harness/stepbench/report"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("history", "records", "report", "stats"):
+        shutil.copytree(
+            ROOT / PACKAGE / name, package / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
     for name in ("asv.conf.json", ".gitignore"):
         _copy(ROOT / name, folder)
     _copy(FAKES / "sweep.py", package / "measuring")

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from asv.graph import Graph
 
-from stepbench.core import MEASURE_VERSION, StepbenchError
+from stepbench.errors import StepbenchError
 from stepbench.history.publish import exact, publish
+from stepbench.versions import MEASURE_VERSION
 from tests.history.conftest import Toy, stored
 
 SUBJECT = "harness/stepbench/training/subject.py"
@@ -193,7 +194,7 @@ def test_a_commit_with_another_ruler_is_skipped(toy: Toy) -> None:
         f"MEASURE_VERSION = {MEASURE_VERSION}\n",
         f"MEASURE_VERSION = {MEASURE_VERSION + 1}\n",
     )
-    toy.commit("another ruler", {"harness/stepbench/core.py": changed})
+    toy.commit("another ruler", {"harness/stepbench/versions.py": changed})
     said = toy.asv("run", "-b", BF16, "HEAD~1^!", "--show-stderr")
     assert f"commit {old[:8]} is skipped" in said
     assert f"MEASURE_VERSION {MEASURE_VERSION + 1}" in said

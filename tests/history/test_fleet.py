@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from asv.config import Config
 
-from stepbench.bare_host import _pack
 from stepbench.history import checkout
 from stepbench.history.publish import publish
+from stepbench.selfcheck.bare_host import _pack
 from stepbench.store import RunFile
 from tests.history.conftest import Toy
 from tests.synthetic import MACHINE, case, measurement, record, run

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stepbench.core import StepbenchError
+from stepbench.errors import StepbenchError
 from stepbench.history.project import PLACEHOLDER, start
 from stepbench.history.publish import publish
 from tests.command import stepbench

@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import pytest
 
-from stepbench.core import Case, Record
 from stepbench.measuring.measure import measure
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.sweep import this_machine
+from stepbench.records.case import Case
+from stepbench.records.run import Record
 from stepbench.training.techniques import parse
 
 QUICK = Settings(rounds=1, extra_rounds=0, max_steps=3, min_steps=3)

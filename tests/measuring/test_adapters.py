@@ -4,10 +4,10 @@ import sys
 
 import pytest
 
-from stepbench.core import Case
 from stepbench.measuring.measure import measure
 from stepbench.measuring.preload import preload
 from stepbench.measuring.settings import Settings
+from stepbench.records.case import Case
 from stepbench.training.techniques import adapters, parse
 from tests.extras import needs
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stepbench.core import Case
+from stepbench.records.case import Case
 from stepbench.training.techniques import attention, parse, unsupported
 
 H100 = {"gpus": [{"name": "H100", "capability": "9.0", "bf16": True}]}

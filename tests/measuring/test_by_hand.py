@@ -9,7 +9,7 @@ import pytest
 from benchmarks import by_hand
 from benchmarks.by_hand import UNEVEN, UNEVEN_WINDOW, right
 from stepbench.measuring.window_plan import PARITY_STEPS
-from stepbench.stats import Estimate
+from stepbench.stats.measures import Estimate
 from tests.synthetic import MACHINE
 
 EQUAL = Estimate(median=1.0, low=0.995, high=1.005, rounds=60)

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from stepbench.core import Case
 from stepbench.measuring import window, worker
 from stepbench.measuring.caches import cold_caches
 from stepbench.measuring.measure import measure
 from stepbench.measuring.probes import timing
 from stepbench.measuring.ranks import Group, Place
 from stepbench.measuring.settings import Settings
+from stepbench.records.case import Case
 from stepbench.training.techniques import compiling, find, parse, plan_of, refused, unsupported
 from stepbench.training.types import Site
 from stepbench.training.workloads import load

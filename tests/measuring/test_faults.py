@@ -13,12 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from stepbench.core import Case
 from stepbench.measuring import worker
 from stepbench.measuring.launch import in_child
 from stepbench.measuring.measure import measure
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.sweep import measure_once, open_sweep
+from stepbench.records.case import Case
 from stepbench.store import RunFile
 from stepbench.training import build as build_module
 from stepbench.training.techniques import parse
@@ -160,7 +160,7 @@ def waiting_case(tmp_path):
             Path({str(tmp_path / "hanging")!r}).write_text("")
             return replace(loop, update=lambda: time.sleep(1000))
         build_module.plain_loop = slow
-        from stepbench import cli
+        from stepbench.cli import main as cli
         sys.argv = ["stepbench", "run", "ckpt1", "accum2", "-w", "gpt-tiny", "-r", "1",
                     "--results", {str(tmp_path / "results")!r}]
         cli.main()

@@ -23,7 +23,7 @@ def nvmlDeviceGetName(handle): return NAMES[handle]
 """
 TAKE = """
 import os, sys
-from stepbench.core import StepbenchError
+from stepbench.errors import StepbenchError
 from stepbench.measuring.lock import hold_gpus
 try:
     changed = hold_gpus(int(os.environ.get('WANTED', 1)))

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 import torch
 
-from stepbench.core import Case
+from stepbench.records.case import Case
 from stepbench.training.techniques import optimizers, parse, unsupported
 from tests.extras import needs
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from stepbench import stats
-from stepbench.core import Case
 from stepbench.measuring.measure import measure
 from stepbench.measuring.settings import Settings
+from stepbench.records.case import Case
+from stepbench.stats import measures
 from stepbench.training.techniques import parse
 
 OWN = "tests.training.own_workloads"
@@ -57,5 +57,5 @@ def test_loading_in_bursts_counts_without_workers_too(measured):
     """Every eighth batch is waited for: a median of steps would hide nearly all of it."""
     settings = Settings(rounds=1, extra_rounds=0, max_steps=16, min_steps=16)
     one = measured("baseline", f"{OWN}:in_bursts", settings).rounds[0].case
-    assert stats.step_s(one) == pytest.approx(sum(one.step_s) / 16)
-    assert stats.step_s(one) > 2 * sorted(one.step_s)[8]
+    assert measures.step_s(one) == pytest.approx(sum(one.step_s) / 16)
+    assert measures.step_s(one) > 2 * sorted(one.step_s)[8]

@@ -11,11 +11,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stepbench.core import Case
 from stepbench.measuring.measure import measure
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.window import WARMUP_CAP
 from stepbench.measuring.window_plan import PARITY_STEPS
+from stepbench.records.case import Case
 from stepbench.report import tables
 from stepbench.training import build as build_module
 from stepbench.training.techniques import parse

@@ -12,7 +12,7 @@ from torch._C._autograd import DeviceType
 
 from stepbench.measuring.launch import in_child, in_children
 from stepbench.measuring.probes import communication, device, memory, timing
-from stepbench.observed import DeviceState
+from stepbench.records.measurement import DeviceState
 from stepbench.training.types import Loop
 
 

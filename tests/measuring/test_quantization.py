@@ -2,7 +2,7 @@
 
 import pytest
 
-from stepbench.core import Case
+from stepbench.records.case import Case
 from stepbench.training.techniques import parse, unsupported
 from tests.extras import needs, skip_where_emulated
 

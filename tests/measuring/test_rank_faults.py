@@ -12,12 +12,13 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from stepbench.core import Case, Outcome
 from stepbench.measuring import subject, worker
 from stepbench.measuring.launch import Ended
 from stepbench.measuring.measure import measure
 from stepbench.measuring.ranks import guilty
 from stepbench.measuring.settings import Settings
+from stepbench.records.case import Case
+from stepbench.records.outcome import Outcome
 from stepbench.training import build as build_module
 from stepbench.training.techniques import parallel, parse
 from tests.synthetic import measurement

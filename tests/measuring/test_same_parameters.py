@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stepbench import stats
 from stepbench.measuring import subject
 from stepbench.measuring.launch import in_child
+from stepbench.stats import measures
 from stepbench.training import build as build_module
 from stepbench.training.data import Batches
 from stepbench.training.types import Plan
@@ -22,7 +22,9 @@ def test_chaos_after_several_updates_is_not_the_techniques(measured):
     record = measured("bf16", f"{RESNET}@rate=0.5")
     assert record.outcome.ok, record.outcome
     [one] = record.rounds
-    assert stats.parity_difference(one.baseline, one.case) < 0.05 < stats.loss_difference(record)
+    assert (
+        measures.parity_difference(one.baseline, one.case) < 0.05 < measures.loss_difference(record)
+    )
     assert "updates then drift apart by" in record.outcome.reason
 
 

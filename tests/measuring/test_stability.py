@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from stepbench.core import Case
 from stepbench.measuring.measure import measure
 from stepbench.measuring.settings import Settings
+from stepbench.records.case import Case
 from stepbench.training.techniques import parse
 
 STEEP = "tests.training.own_workloads:steep"

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from stepbench import noise
 from stepbench.measuring.launch import in_child
 from stepbench.measuring.probes.surroundings import HostLoad
+from stepbench.stats import noise
 
 
 def load(**changed):

@@ -5,16 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stepbench import stats
-from stepbench.core import Case, StepbenchError
-from stepbench.judging.pairs import PairFailed, Ring
+from stepbench.errors import StepbenchError
 from stepbench.measuring import subject
 from stepbench.measuring.measure import measure
+from stepbench.measuring.pairs import PairFailed, Ring
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.sweep import open_sweep
+from stepbench.records.case import Case
+from stepbench.records.pair import Side
+from stepbench.stats import measures
 from stepbench.training import build as build_module
 from stepbench.training.techniques import find, parse, unsupported
-from stepbench.verdicts import Side
 from tests.measuring.conftest import QUICK
 from tests.synthetic import MACHINE
 
@@ -36,7 +37,7 @@ def test_two_threads_train_what_one_does(measured, name, workload):
     assert record.outcome.ok, record.outcome
     [one] = record.rounds
     assert (of(one.case), of(one.baseline)) == ((2, 2, 2), (1, 1, 1))
-    assert stats.loss_difference(record) <= find("threads2")[1].tolerance(None)
+    assert measures.loss_difference(record) <= find("threads2")[1].tolerance(None)
 
 
 def test_the_run_sets_the_baselines_threads_too(measured):

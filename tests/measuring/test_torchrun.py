@@ -9,7 +9,7 @@ from stepbench.store import RunFile
 
 NODE = """
 torchrun --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint localhost:{port}
--m stepbench.cli run ddp -w gpt-tiny -r 2 --results {results}
+-m stepbench run ddp -w gpt-tiny -r 2 --results {results}
 """
 
 
@@ -92,7 +92,7 @@ def test_a_port_in_use(tmp_path):
         ]
         command = [
             "-m",
-            "stepbench.cli",
+            "stepbench",
             "run",
             "ddp",
             "-w",

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from stepbench import stats
-from stepbench.core import Case
 from stepbench.measuring import measure as measure_module
 from stepbench.measuring import window
 from stepbench.measuring.measure import measure
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.window_plan import PARITY_STEPS, WindowPlan, first_plan
+from stepbench.records.case import Case
+from stepbench.stats import measures
 from stepbench.training import build as build_module
 from stepbench.training.data import Batches
 from stepbench.training.techniques import parse
@@ -104,7 +104,7 @@ def test_a_batch_is_the_same_however_it_was_reached(loader):
 @pytest.fixture
 def nothing_periodic(monkeypatch):
     """Whatever else the machine does makes no steps slow in two processes."""
-    monkeypatch.setattr(stats, "periodicity", lambda rounds: (frozenset(), None))
+    monkeypatch.setattr(measures, "periodicity", lambda rounds: (frozenset(), None))
 
 
 @pytest.mark.parametrize("name", ["accum2", "workers2"])
@@ -134,7 +134,7 @@ def test_the_loss_terms_are_those_of_the_batches_by_hand(machine, nothing_period
         for side in (one.case, one.baseline):
             assert side.step_tokens == tuple(terms[batch] for batch in side.batches)
             expected = sum(terms[batch] for batch in side.batches) / sum(side.step_s)
-            assert stats.items_per_s(side) == pytest.approx(expected)
+            assert measures.items_per_s(side) == pytest.approx(expected)
     assert told.rounds[1].case.batches[-1] >= batches.epoch_batches
 
 
@@ -217,7 +217,7 @@ def test_of_a_side_that_fits_fewer_steps_the_common_ones_are_compared(accum2, wa
     assert len(first.case.batches) == 5
     assert first.baseline.batches[:5] == first.case.batches
     assert len(first.baseline.batches) == 20
-    assert stats.step_ratio(first.baseline, first.case) == pytest.approx(
+    assert measures.step_ratio(first.baseline, first.case) == pytest.approx(
         sum(first.baseline.step_s[:5]) / sum(first.case.step_s)
     )
     assert (

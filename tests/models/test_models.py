@@ -2,10 +2,11 @@
 
 import pytest
 
-from stepbench.core import LONGEST_REASON, Case, Outcome
 from stepbench.measuring.measure import measure
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.sweep import this_machine
+from stepbench.records.case import Case
+from stepbench.records.outcome import LONGEST_REASON, Outcome
 from stepbench.report.tables import terminal
 from stepbench.training.techniques import compiling, parse, plan_of
 from tests.synthetic import run_file

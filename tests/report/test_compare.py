@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from stepbench.core import MEASURE_VERSION, Outcome, StepbenchError
+from stepbench.errors import StepbenchError
+from stepbench.records.outcome import Outcome
 from stepbench.report import side_by_side
 from stepbench.report.compare import compare, select
 from stepbench.store import RunFile
+from stepbench.versions import MEASURE_VERSION
 from tests.synthetic import MACHINE, MIB, OK, case, measurement, record, run, run_file
 
 BASE = measurement()

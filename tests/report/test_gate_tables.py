@@ -6,19 +6,18 @@ import re
 from dataclasses import replace
 from xml.etree import ElementTree
 
-from stepbench.core import Outcome
-from stepbench.report import gate_tables, pair_plot
-from stepbench.verdicts import (
-    Block,
+from stepbench.records.outcome import Outcome
+from stepbench.records.pair import Block, Pair
+from stepbench.records.verdict import (
     CaseVerdict,
     Difference,
     Gate,
     MeasuredPair,
-    Pair,
     Pin,
     TimeVerdict,
     Weighed,
 )
+from stepbench.report import gate_tables, pair_plot
 from tests.synthetic import MACHINE, MIB, OK, case
 
 CROWD = ("other processes left too few processors",)

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from stepbench.core import Combination
-from stepbench.observed import DeviceState, Rank
+from stepbench.records.case import Combination
+from stepbench.records.measurement import DeviceState, Rank
 from stepbench.report import tables
 from tests.synthetic import MACHINE, case, measurement, record, run, run_file
 

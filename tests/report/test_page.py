@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from stepbench.core import Outcome
+from stepbench.records.outcome import Outcome
 from stepbench.report import front, matrix, page
 from stepbench.report.rows import tables
 from stepbench.store import RunFile

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from stepbench import stats
 from stepbench.report import series, tables
+from stepbench.stats import measures
 from tests import synthetic
 
 
@@ -22,8 +22,8 @@ QUADRATIC = [of("bf16", n, saved_bytes=3 * n**2, step_s=1e-3 * n**1.5) for n in 
 
 
 def test_a_power_law_is_found_again():
-    assert stats.exponent([1, 2, 4, 8], [5, 10, 20, 40]) == pytest.approx(1.0)
-    assert stats.exponent([1, 10], [7, 700]) == pytest.approx(2.0)
+    assert measures.exponent([1, 2, 4, 8], [5, 10, 20, 40]) == pytest.approx(1.0)
+    assert measures.exponent([1, 10], [7, 700]) == pytest.approx(2.0)
 
 
 def test_cases_that_differ_in_one_parameter_are_a_series():

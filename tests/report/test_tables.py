@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from stepbench.core import MEASURE_VERSION, Calibration, Outcome
-from stepbench.observed import Communication
+from stepbench.records.measurement import Communication
+from stepbench.records.outcome import Outcome
+from stepbench.records.run import Calibration
 from stepbench.report import columns, formats, tables
-from stepbench.stats import Estimate
+from stepbench.stats.measures import Estimate
+from stepbench.versions import MEASURE_VERSION
 from tests.synthetic import MACHINE, MIB, WORKLOAD, case, measurement, record, run, run_file
 
 BASELINE = measurement([0.1, 0.1])

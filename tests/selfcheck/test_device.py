@@ -9,13 +9,14 @@ import torch
 from click.testing import CliRunner
 from torch._C._autograd import DeviceType
 
-from stepbench.cli import stepbench
-from stepbench.core import Outcome, StepbenchError
+from stepbench.cli.main import stepbench
+from stepbench.errors import StepbenchError
 from stepbench.measuring.measure import Stopped
 from stepbench.measuring.probes.device import Sample
 from stepbench.measuring.probes.timing import Window
 from stepbench.measuring.sweep import this_machine
-from stepbench.observed import Peak
+from stepbench.records.measurement import Peak
+from stepbench.records.outcome import Outcome
 from stepbench.selfcheck import cases, checking, device, greedy, host_parts, torch_parts
 from stepbench.selfcheck.checking import Check, DoesNotWork, NotHere, find_out
 from tests.synthetic import MACHINE, MIB

@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stepbench.core import Case, StepbenchError
+from stepbench.errors import StepbenchError
 from stepbench.measuring.sweep import this_machine
+from stepbench.records.case import Case
+from stepbench.records.pair import Block, Pair
 from stepbench.selfcheck import null_pairs
 from stepbench.selfcheck.journal import add, opened, read
-from stepbench.verdicts import Block, Pair
 from tests.synthetic import MACHINE
 
 PAIR = Pair(

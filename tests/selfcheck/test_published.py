@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from stepbench.host_steps import STEPS
 from stepbench.measuring.sweep import this_machine
 from stepbench.selfcheck import kernels, published
+from stepbench.selfcheck.host_steps import STEPS
 from stepbench.selfcheck.journal import read
 from stepbench.selfcheck.published import FIGURES, OUT_OF_MEMORY, SMALL, Figure
 from tests.extras import needs

@@ -2,7 +2,8 @@
 
 import pytest
 
-from stepbench.core import Case, Combination, StepbenchError
+from stepbench.errors import StepbenchError
+from stepbench.records.case import Case, Combination
 from stepbench.training.techniques import (
     AXES,
     SPELLING_ORDER,

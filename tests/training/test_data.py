@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stepbench.core import StepbenchError
+from stepbench.errors import StepbenchError
 from stepbench.training.data import Batches, data_digest
 from stepbench.training.types import Plan
 from stepbench.training.workloads import load

@@ -5,7 +5,7 @@ Here is what only GPUs would run; what a CPU could is walked in `test_pairs.py`.
 
 import pytest
 
-from stepbench.core import Case
+from stepbench.records.case import Case
 from stepbench.training.techniques import parse, refused
 from stepbench.training.workloads import load
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from stepbench.core import Case
 from stepbench.measuring.probes.counters import count
 from stepbench.measuring.probes.elements import elements
 from stepbench.measuring.probes.parity import Parity
 from stepbench.measuring.ranks import Group
+from stepbench.records.case import Case
 from stepbench.training.build import build
 from stepbench.training.data import Batches
 from stepbench.training.step import train_step

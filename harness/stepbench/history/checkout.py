@@ -24,16 +24,16 @@ from asv import util
 from asv.console import log
 from asv.environment import Environment, EnvironmentUnavailable
 
+from stepbench.gate.trees import overlay
 from stepbench.history import COMMIT, REFUSAL, RESULTS, ROUNDS, RUN, TREE
 from stepbench.history.configuration import told_by_asv
-from stepbench.judging.trees import overlay
 from stepbench.report import formats
 from stepbench.source_roots import PACKAGE, import_roots, lacks
 from stepbench.store import RunFile
 
 TODAY = Path(__file__).resolve().parents[3]
-# Where a commit says by which ruler and in which layout it records.
-RULERS = {"core.py": "MEASURE_VERSION", "store.py": "STORE_VERSION"}
+# Where a commit says by which versions it measures and records.
+VERSIONS = ("MEASURE_VERSION", "RECORD_VERSION")
 SUITE = "history/suite.py"
 
 
@@ -176,18 +176,18 @@ def _refusal(tree: Path, today: Path, commit: str) -> str | None:
         return f"commit {commit[:8]} is skipped: {why}"
     if not (tree / PACKAGE).is_dir():  # of another project
         return None
-    theirs, ours = _rulers(tree), _rulers(TODAY)
+    theirs, ours = _versions(tree), _versions(TODAY)
     if theirs != ours:
         return f"commit {commit[:8]} is skipped: its package has {theirs}; today's, {ours}"
     return None
 
 
-def _rulers(tree: Path) -> str:
-    """`MEASURE_VERSION 1, STORE_VERSION 1`, read without running what the tree holds."""
+def _versions(tree: Path) -> str:
+    """`MEASURE_VERSION 1, RECORD_VERSION 1`, read without running what the tree holds."""
+    path = tree / PACKAGE / "versions.py"
+    source = path.read_text(encoding="utf-8") if path.is_file() else ""
     found = []
-    for file, name in RULERS.items():
-        path = tree / PACKAGE / file
-        source = path.read_text(encoding="utf-8") if path.is_file() else ""
+    for name in VERSIONS:
         match = re.search(rf"^{name} = (\d+)$", source, re.MULTILINE)
         found.append(f"{name} {match[1]}" if match else f"no {name}")
     return ", ".join(found)

@@ -15,7 +15,7 @@ from asv import util
 from asv.config import Config
 from asv.machine import Machine, MachineCollection
 
-from stepbench.core import StepbenchError
+from stepbench.errors import StepbenchError
 
 # Of what kind each key must be that this project or its guide sets; ASV has more of them.
 TEXTS = (

@@ -6,7 +6,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from stepbench.core import StepbenchError
+from stepbench.errors import StepbenchError
 
 PLACEHOLDER = "train:workload"
 

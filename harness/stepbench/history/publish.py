@@ -20,7 +20,7 @@ from typing import Any
 from asv.console import log
 from asv.publishing import OutputPublisher
 
-from stepbench.core import StepbenchError
+from stepbench.errors import StepbenchError
 from stepbench.history import configuration
 from stepbench.report import page
 from stepbench.store import read_all

@@ -18,16 +18,20 @@ from typing import Any
 
 from asv_runner.benchmarks.track import TrackBenchmark
 
-from stepbench import stats
-from stepbench.core import MEASURE_VERSION, Case, Outcome, Record, StepbenchError
+from stepbench.errors import StepbenchError
 from stepbench.history import COMMIT, REFUSAL, RESULTS, ROUNDS, RUN, TREE
-from stepbench.machine import device_type
 from stepbench.measuring import sweep
 from stepbench.measuring.settings import Settings
-from stepbench.observed import Compilation, Measurement
+from stepbench.records.case import Case
+from stepbench.records.machine import device_type
+from stepbench.records.measurement import Compilation, Measurement
+from stepbench.records.outcome import Outcome
+from stepbench.records.run import Record
+from stepbench.stats import measures
 from stepbench.store import RunFile, now
 from stepbench.training.techniques import parse
 from stepbench.training.workloads import canonical
+from stepbench.versions import MEASURE_VERSION
 
 Metric = Callable[..., Any]
 
@@ -138,7 +142,7 @@ class Cases:
     @metric("seconds", "time")
     def measure_step_s(self, *techniques: str) -> dict[str, Any]:
         """One optimizer step, fetching its data included."""
-        return {"samples": self._of_each_process(stats.step_s), "number": 1}
+        return {"samples": self._of_each_process(measures.step_s), "number": 1}
 
     @metric("bytes", "peakmemory")
     def measure_peak_bytes(self, *techniques: str) -> float:
@@ -161,7 +165,7 @@ class Cases:
         return max(self._of_each_process(lambda one: sum(one.counters.operators.values())))
 
     def _of_each_process(self, figure: Callable[[Measurement], float]) -> list[float]:
-        return [figure(one.case) for one in stats.judged(self.record)]
+        return [figure(one.case) for one in measures.judged(self.record)]
 
 
 class CompileCases(Cases):
@@ -236,7 +240,7 @@ class RankCases(StateCases):
 
         def exposed_s(one: Measurement) -> float:
             told = one.communication
-            return stats.step_s(one) * told.exposed_s / told.step_s if told else 0.0
+            return measures.step_s(one) * told.exposed_s / told.step_s if told else 0.0
 
         return statistics.median(self._of_each_process(exposed_s))
 

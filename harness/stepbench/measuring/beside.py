@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from stepbench.core import Combination
-from stepbench.observed import Measurement
+from stepbench.records.case import Combination
+from stepbench.records.measurement import Measurement
 
 SIXTEEN_BITS = ("bf16", "fp16", "fp16-unscaled")
 # Adapters freeze what they stand beside, and gradients vanish in float16 that is not scaled.

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from stepbench.core import Calibration
 from stepbench.measuring.probes.timing import synchronize
+from stepbench.records.run import Calibration
 from stepbench.store import now
 
 REPEATS = 5

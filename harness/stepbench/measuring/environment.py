@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from stepbench.core import Case
 from stepbench.measuring.ranks import Group
 from stepbench.measuring.sources import digest_of_package, digest_of_workload, versions
+from stepbench.records.case import Case
 from stepbench.training.build import batch_dependent
 from stepbench.training.data import data_digest
 from stepbench.training.techniques import imports

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pynvml
 
-from stepbench.core import StepbenchError
+from stepbench.errors import StepbenchError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 # How many GPUs a sweep holds whose command has no argument for it, such as `asv run`.

@@ -7,17 +7,26 @@ from dataclasses import replace
 from itertools import count
 from typing import Any, Literal
 
-from stepbench.core import Case, Outcome, Record, Round
-from stepbench.evidence import Repetition
-from stepbench.machine import device_type
 from stepbench.measuring import beside, repeat
 from stepbench.measuring.ranks import guilty, merged
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.team import crowded, run_ranks, too_few_cores, too_few_devices
 from stepbench.measuring.window_plan import WindowPlan, first_plan
-from stepbench.noise import first_begins, one_more
-from stepbench.observed import Measurement
-from stepbench.stats import disturbed, drift, is_short, parity_difference, step_s, with_period
+from stepbench.records.case import Case
+from stepbench.records.evidence import Repetition
+from stepbench.records.machine import device_type
+from stepbench.records.measurement import Measurement
+from stepbench.records.outcome import Outcome
+from stepbench.records.run import Record, Round
+from stepbench.stats.measures import (
+    disturbed,
+    drift,
+    is_short,
+    parity_difference,
+    step_s,
+    with_period,
+)
+from stepbench.stats.noise import first_begins, one_more
 from stepbench.store import now
 from stepbench.training.techniques import (
     combine,

@@ -6,8 +6,8 @@ import traceback
 
 import torch
 
-from stepbench.core import Outcome, OutcomeKind, Phase
 from stepbench.measuring.launch import brief_traceback, one_line
+from stepbench.records.outcome import Outcome, OutcomeKind, Phase
 
 # What torch raises as a plain RuntimeError: its CPU allocator, the driver, cuBLAS and cuDNN. Its
 # compiler wraps what a kernel raised, and Triton has words of its own.

@@ -19,13 +19,20 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore, PrefixStore, Store, TCPStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from stepbench.core import Outcome
-from stepbench.evidence import Evidence
-from stepbench.jsonable import Jsonable
 from stepbench.measuring.launch import Ended
 from stepbench.measuring.probes.device import disturbances
-from stepbench.observed import Communication, DeviceState, Measurement, Memory, Peak, Rank
-from stepbench.stats import relative_difference
+from stepbench.records.evidence import Evidence
+from stepbench.records.jsonable import Jsonable
+from stepbench.records.measurement import (
+    Communication,
+    DeviceState,
+    Measurement,
+    Memory,
+    Peak,
+    Rank,
+)
+from stepbench.records.outcome import Outcome
+from stepbench.stats.measures import relative_difference
 
 # Beyond the deadline of the processes: it is their parent who ends a hanging group.
 PATIENCE_S = 60.0

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DistributedSampler
 
-from stepbench.evidence import Evidence, Repetition
 from stepbench.measuring.probes import memory
 from stepbench.measuring.probes.parity import Parity
 from stepbench.measuring.probes.timed import Timed
@@ -29,7 +28,8 @@ from stepbench.measuring.ranks import Place
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.subject import Subject, with_subject
 from stepbench.measuring.window_plan import WindowPlan
-from stepbench.stats import relative_difference
+from stepbench.records.evidence import Evidence, Repetition
+from stepbench.stats.measures import relative_difference
 from stepbench.training.data import HostBatch, as_pair
 from stepbench.training.step import train_step
 from stepbench.training.types import Workload

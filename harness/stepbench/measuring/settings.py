@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stepbench.core import Case, StepbenchError
-from stepbench.jsonable import Jsonable
+from stepbench.errors import StepbenchError
+from stepbench.records.case import Case
+from stepbench.records.jsonable import Jsonable
 from stepbench.training.techniques import plan_of
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from stepbench.core import Case, Outcome, Phase, StepbenchError
+from stepbench.errors import StepbenchError
 from stepbench.measuring.outcomes import outcome_of
 from stepbench.measuring.probes import memory
 from stepbench.measuring.probes.parity import DRIFT_STEPS, SAME_PARAMETER_STEPS, Parity
@@ -19,7 +19,9 @@ from stepbench.measuring.ranks import Group, Place
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.sources import wrong_tree
 from stepbench.measuring.window_plan import PARITY_STEPS, WindowPlan, first_plan
-from stepbench.observed import Peak
+from stepbench.records.case import Case
+from stepbench.records.measurement import Peak
+from stepbench.records.outcome import Outcome, Phase
 from stepbench.training.build import build
 from stepbench.training.data import Batches, HostBatch
 from stepbench.training.step import train_step

@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from stepbench.core import MEASURE_VERSION, Calibration, Case, Record, Run, StepbenchError
-from stepbench.machine import describe, device_type
+from stepbench.errors import StepbenchError
 from stepbench.measuring.calibrate import calibrate
 from stepbench.measuring.launch import in_child
 from stepbench.measuring.lock import GPUS, hold_gpus
@@ -22,7 +21,11 @@ from stepbench.measuring.measure import measure
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.sources import digest_of_package
 from stepbench.measuring.team import launcher
+from stepbench.records.case import Case
+from stepbench.records.machine import describe, device_type
+from stepbench.records.run import Calibration, Record, Run
 from stepbench.store import RunFile, new_run_id, now, open_run
+from stepbench.versions import MEASURE_VERSION
 
 CALIBRATION_AGE_S = 60.0
 # Asking a driver about its devices, or calibrating them, is a matter of seconds.

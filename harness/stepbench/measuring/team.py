@@ -22,9 +22,7 @@ from typing import Any
 import torch
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-from stepbench.core import Case, StepbenchError
-from stepbench.evidence import Evidence
-from stepbench.machine import device_type
+from stepbench.errors import StepbenchError
 from stepbench.measuring.caches import cold_caches
 from stepbench.measuring.launch import Ended, Task, in_children
 from stepbench.measuring.lock import GPUS, VISIBLE, hold_gpus
@@ -35,6 +33,9 @@ from stepbench.measuring.repeat import repeat_case
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.window_plan import WindowPlan
 from stepbench.measuring.worker import measure_case
+from stepbench.records.case import Case
+from stepbench.records.evidence import Evidence
+from stepbench.records.machine import device_type
 from stepbench.training.techniques import imports, plan_of
 
 # A launcher's own process has ended by its deadline; its answer then only has to travel.

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from stepbench import stats
-from stepbench.core import Case, Round
-from stepbench.jsonable import Jsonable
 from stepbench.measuring.probes.parity import DRIFT_STEPS, SAME_PARAMETER_STEPS
 from stepbench.measuring.settings import Settings
-from stepbench.observed import Measurement
+from stepbench.records.case import Case
+from stepbench.records.jsonable import Jsonable
+from stepbench.records.measurement import Measurement
+from stepbench.records.run import Round
+from stepbench.stats import measures
 from stepbench.training.techniques import plan_of
 from stepbench.training.techniques.loading import DEFAULT_PREFETCH
 
@@ -71,7 +72,7 @@ class WindowPlan(Jsonable):
         if not all(one.steady for one in sides):
             warmup += WARMUP_FLOOR
         steps = max(self.least_steps, min(len(one.batches) for one in sides))
-        slow, period = stats.periodicity(rounds)
+        slow, period = measures.periodicity(rounds)
         wanted = 2 * (period or steps) if slow else steps
         ended = min(one.batches[-1] for one in sides) + 1
         return replace(

@@ -31,8 +31,8 @@ from stepbench.measuring.settings import Settings
 from stepbench.measuring.subject import Subject, with_subject
 from stepbench.measuring.window import Warm, time_window, warm_up
 from stepbench.measuring.window_plan import WindowPlan
-from stepbench.noise import tolerated_cores
-from stepbench.observed import Communication, Counters, Measurement, Memory, Peak
+from stepbench.records.measurement import Communication, Counters, Measurement, Memory, Peak
+from stepbench.stats.noise import tolerated_cores
 from stepbench.training.step import train_step
 from stepbench.training.techniques import (
     chosen_techniques,

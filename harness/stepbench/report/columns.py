@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from stepbench.noise import DELAYED_SHARE
 from stepbench.report import formats
 from stepbench.report.devices import DeviceFigures
 from stepbench.report.rows import Figures, RankFigures, Table
 from stepbench.report.utilization import legend
+from stepbench.stats.noise import DELAYED_SHARE
 
 # Header and cell of what an `ok` case shows; the outcome's columns come before.
 COLUMNS: dict[str, Callable[[Figures], str]] = {

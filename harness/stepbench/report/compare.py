@@ -11,12 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stepbench import stats
-from stepbench.core import Case, Outcome, Record, Run, StepbenchError
-from stepbench.machine import differing_key
-from stepbench.observed import Measurement
+from stepbench.errors import StepbenchError
+from stepbench.records.case import Case
+from stepbench.records.machine import differing_key
+from stepbench.records.measurement import Measurement
+from stepbench.records.outcome import Outcome
+from stepbench.records.run import Record, Run
 from stepbench.report import formats
-from stepbench.stats import Estimate
+from stepbench.stats import measures
+from stepbench.stats.measures import Estimate
 from stepbench.store import RunFile, read_all, read_path
 
 SELECTORS = "machine=…, torch=…, commit=…"
@@ -187,9 +190,9 @@ def _refuse(old: Run, new: Run, differs: Mapping[str, str], may_differ: frozense
 def _pair(old: Record, new: Record, differs: Mapping[str, str]) -> Pair:
     if not (old.outcome.ok and new.outcome.ok):
         return Pair(case=old.case, old=old.outcome, new=new.outcome, figures=None, notes=())
-    ours, theirs = ([one.case for one in stats.judged(record)] for record in (old, new))
+    ours, theirs = ([one.case for one in measures.judged(record)] for record in (old, new))
     key = _unlike(ours[0], theirs[0], differs)
-    disturbed = dict.fromkeys(stats.disturbances(old) + stats.disturbances(new))
+    disturbed = dict.fromkeys(measures.disturbances(old) + measures.disturbances(new))
     notes = [key] if key else [f"disturbed: {one}" for one in disturbed]
     figures = None if key else _figures(ours, theirs, widened=bool(disturbed))
     if figures and not figures.memory_ratio:
@@ -219,16 +222,16 @@ def _against(key: str, old: Mapping[str, object], new: Mapping[str, object]) -> 
 
 
 def _figures(old: Sequence[Measurement], new: Sequence[Measurement], *, widened: bool) -> Figures:
-    times = [[stats.step_s(one) for one in side] for side in (old, new)]
+    times = [[measures.step_s(one) for one in side] for side in (old, new)]
     peaks = [[one.memory.steady_step.allocated_bytes for one in side] for side in (old, new)]
     alike = old[0].memory.method == new[0].memory.method
     return Figures(
         old_step_s=statistics.median(times[0]),
         new_step_s=statistics.median(times[1]),
-        step_ratio=stats.unpaired_ratio(*times, widened=widened),
+        step_ratio=measures.unpaired_ratio(*times, widened=widened),
         old_peak_bytes=statistics.median(peaks[0]),
         new_peak_bytes=statistics.median(peaks[1]),
-        memory_ratio=stats.unpaired_ratio(*peaks, widened=widened) if alike else None,
+        memory_ratio=measures.unpaired_ratio(*peaks, widened=widened) if alike else None,
     )
 
 

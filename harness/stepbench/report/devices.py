@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from stepbench import stats
-from stepbench.observed import DeviceState, Measurement
+from stepbench.records.measurement import DeviceState, Measurement
+from stepbench.stats import measures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,7 @@ def _energy_j(process: Measurement) -> float | None:
         return one.energy_j / one.energy_s if one.energy_j and one.energy_s else None
 
     all_w = _of_all_devices(process, drawn_w)
-    return all_w and all_w * stats.step_s(process)
+    return all_w and all_w * measures.step_s(process)
 
 
 def _of_all_devices(

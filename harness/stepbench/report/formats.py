@@ -7,9 +7,9 @@ import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
-from stepbench.core import Calibration, Run
-from stepbench.core import plain as plain
-from stepbench.stats import Estimate
+from stepbench.errors import plain as plain
+from stepbench.records.run import Calibration, Run
+from stepbench.stats.measures import Estimate
 
 
 def markdown(text: str) -> str:

@@ -9,9 +9,10 @@ from xml.etree import ElementTree
 
 from tabulate import tabulate
 
-from stepbench import machine
+from stepbench.records import machine
+from stepbench.records.pair import Figure
+from stepbench.records.verdict import CaseVerdict, Difference, Gate, Pin, TimeVerdict, label
 from stepbench.report import formats
-from stepbench.verdicts import CaseVerdict, Difference, Figure, Gate, Pin, TimeVerdict, label
 
 HEADERS = ("case", "verdict", "without a clock", "time", "pairs")
 FIGURES: dict[Figure, str] = {

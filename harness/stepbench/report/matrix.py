@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from stepbench.core import Combination
+from stepbench.records.case import Combination
 from stepbench.report import formats
 from stepbench.report.drawing import dressed, hover, safe
 from stepbench.report.rows import Figures, Row, Table

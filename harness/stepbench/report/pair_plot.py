@@ -8,10 +8,11 @@ from itertools import pairwise
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from stepbench.records.pair import Figure
+from stepbench.records.verdict import CaseVerdict, Gate
 from stepbench.report import formats
 from stepbench.report.drawing import QUIET, dressed, safe
 from stepbench.report.gate_tables import FIGURES
-from stepbench.verdicts import CaseVerdict, Figure, Gate
 
 COLOURS: dict[Figure, str] = {
     "cpu_quartile": "#1f77b4",

@@ -10,12 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stepbench import stats
-from stepbench.core import Calibration, Case, Outcome, Record, Round, Run
-from stepbench.observed import Compilation, Counters, Measurement
+from stepbench.records.case import Case
+from stepbench.records.measurement import Compilation, Counters, Measurement
+from stepbench.records.outcome import Outcome
+from stepbench.records.run import Calibration, Record, Round, Run
 from stepbench.report.devices import DeviceFigures, device_figures
 from stepbench.report.utilization import peak_flops_per_s, utilization
-from stepbench.stats import Estimate
+from stepbench.stats import measures
+from stepbench.stats.measures import Estimate
 from stepbench.store import RunFile
 
 # What a step's time goes to, in order.
@@ -169,21 +171,21 @@ def _table(file: RunFile, workload: str, records: Sequence[Record]) -> Table:
 def _row(record: Record, machine: Mapping[str, Any]) -> Row:
     if not record.outcome.ok:
         return Row(case=record.case, outcome=record.outcome, figures=None)
-    judged = stats.judged(record)
+    judged = measures.judged(record)
     processes = [one.case for one in judged]
     aside = [one for one in record.rounds if one not in judged]
     medians = _medians(processes)
     figures = Figures(
         **medians,
         utilization=_utilization(record, medians["step_s"], machine),
-        speedup=stats.speedup(record),
-        memory_ratio=stats.memory_ratio(record),
-        loss_difference=stats.loss_difference(record) if record.case.batch_factor == 1 else None,
-        disturbances=stats.disturbances(record),
+        speedup=measures.speedup(record),
+        memory_ratio=measures.memory_ratio(record),
+        loss_difference=measures.loss_difference(record) if record.case.batch_factor == 1 else None,
+        disturbances=measures.disturbances(record),
         set_aside=len(aside),
         set_aside_because=(
-            *stats.disturbances(record, aside),
-            *([SHORT] if any(map(stats.is_short, aside)) else []),
+            *measures.disturbances(record, aside),
+            *([SHORT] if any(map(measures.is_short, aside)) else []),
         ),
         device=device_figures(processes),
         ranks=_rank_figures(processes),
@@ -203,7 +205,7 @@ def _utilization(record: Record, step_s: float, machine: Mapping[str, Any]) -> f
     if "quantization" in chosen or any("rnn" in name for name in operators):
         return None
     peak = peak_flops_per_s(machine, chosen.get("precision", "fp32"))
-    return utilization(stats.useful_flops(record), step_s, record.case.ranks, peak)
+    return utilization(measures.useful_flops(record), step_s, record.case.ranks, peak)
 
 
 def _baseline_row(case: Case, records: Sequence[Record]) -> Row:
@@ -226,17 +228,17 @@ def _medians(processes: Sequence[Measurement]) -> dict[str, Any]:
         return statistics.median(read(process) for process in processes)
 
     observed = all(process.data_wait_s for process in processes)
-    undelayed = [stats.undelayed_step_s(process) for process in processes]
+    undelayed = [measures.undelayed_step_s(process) for process in processes]
     return {
-        "step_s": median(stats.step_s),
-        "typical_step_s": median(stats.typical_step_s),
+        "step_s": median(measures.step_s),
+        "typical_step_s": median(measures.typical_step_s),
         "undelayed_step_s": None
         if None in undelayed
         else statistics.median(filter(None, undelayed)),
-        "amortised": 2 * sum(map(stats.is_amortised, processes)) > len(processes),
+        "amortised": 2 * sum(map(measures.is_amortised, processes)) > len(processes),
         "peak_bytes": median(lambda process: process.memory.steady_step.allocated_bytes),
         "working_bytes": median(lambda process: process.memory.working_bytes),
-        "tokens_per_s": median(stats.items_per_s),
+        "tokens_per_s": median(measures.items_per_s),
         "state_ratio": median(
             lambda one: one.memory.optimizer_bytes / max(1, one.memory.parameter_bytes)
         ),
@@ -268,7 +270,7 @@ def _budget(processes: Sequence[Measurement]) -> dict[str, float] | None:
     """Seconds of the step by part; their shares are means over rounds."""
     if not all(process.parts_s for process in processes):
         return None
-    step_s = statistics.median(map(stats.step_s, processes))
+    step_s = statistics.median(map(measures.step_s, processes))
     shares = [_shares(process) for process in processes]
     return {part: step_s * statistics.fmean(one.get(part, 0.0) for one in shares) for part in PARTS}
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
-from stepbench import stats
-from stepbench.core import Record
+from stepbench.records.run import Record
+from stepbench.stats import measures
 from stepbench.store import RunFile
 
 FEWEST = 3
@@ -86,12 +86,12 @@ def _fitted(workload: str, chosen: str, parameter: str, records: dict[int, Recor
     values = sorted(records)
     each = [[one.case for one in records[value].rounds] for value in values]
     saved = [statistics.median(one.counters.saved_bytes for one in rounds) for rounds in each]
-    seconds = [statistics.median(map(stats.step_s, rounds)) for rounds in each]
+    seconds = [statistics.median(map(measures.step_s, rounds)) for rounds in each]
     return Series(
         workload=workload,
         chosen=chosen,
         parameter=parameter,
         values=tuple(values),
-        memory_exponent=stats.exponent(values, saved),
-        time_exponent=stats.exponent(values, seconds),
+        memory_exponent=measures.exponent(values, saved),
+        time_exponent=measures.exponent(values, seconds),
     )

@@ -8,8 +8,9 @@ from typing import Any
 
 from tabulate import tabulate
 
-from stepbench import machine
-from stepbench.core import Case, Run
+from stepbench.records import machine
+from stepbench.records.case import Case
+from stepbench.records.run import Run
 from stepbench.report import formats
 from stepbench.report.compare import Comparison, Pair
 

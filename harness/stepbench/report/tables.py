@@ -9,7 +9,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from stepbench import machine
+from stepbench.records import machine
 from stepbench.report import formats, series
 from stepbench.report.columns import (
     BUDGET_LEGEND,
@@ -20,7 +20,7 @@ from stepbench.report.columns import (
     columns_of,
 )
 from stepbench.report.rows import PARTS, Figures, Row, Table, tables
-from stepbench.stats import MINIMUM_ROUNDS_FOR_INTERVAL
+from stepbench.stats.measures import MINIMUM_ROUNDS_FOR_INTERVAL
 from stepbench.store import RunFile
 
 LEFT = ("combination", "outcome", "speed-up", "collectives a step", "clock limited by")

@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 import torch
 
-from stepbench.core import Case
-from stepbench.machine import device_type
 from stepbench.measuring.measure import Stopped, measure, measure_process, why_not
 from stepbench.measuring.probes.memory import memory_probe
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.team import default_ranks
+from stepbench.records.case import Case
+from stepbench.records.machine import device_type
 from stepbench.selfcheck.checking import Check, DoesNotWork, Machine, NotHere, device_of
 from stepbench.selfcheck.plain_loop import plain_step
-from stepbench.stats import parity_difference, step_s
+from stepbench.stats.measures import parity_difference, step_s
 from stepbench.training.techniques import parse, plan_of
 from stepbench.training.workloads import load
 

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import torch
 
-from stepbench.core import plain
-from stepbench.jsonable import Jsonable
-from stepbench.machine import device_type
+from stepbench.errors import plain
 from stepbench.measuring.launch import brief_traceback, in_child
+from stepbench.records.jsonable import Jsonable
+from stepbench.records.machine import device_type
 
 Machine = Mapping[str, Any]
 FindingKind = Literal["works", "does not", "not here"]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stepbench.core import StepbenchError
+from stepbench.errors import StepbenchError
 from stepbench.training.types import Workload
 from stepbench.training.workloads import load
 

@@ -12,10 +12,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from stepbench.machine import device_type
 from stepbench.measuring.probes.device import DeviceSampler, Sample
 from stepbench.measuring.probes.memory import host_bytes, memory_probe
 from stepbench.measuring.probes.run_delay import SCHEDSTAT, sound
+from stepbench.records.machine import device_type
 from stepbench.selfcheck.checking import Machine, NotHere, device_of, require
 
 MIB = 2**20

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from stepbench.core import MEASURE_VERSION, StepbenchError
-from stepbench.machine import differing_key
+from stepbench.errors import StepbenchError
+from stepbench.records.machine import differing_key
+from stepbench.versions import MEASURE_VERSION
 
 
 def opened(file: Path, machine: Mapping[str, Any]) -> Path:

@@ -16,16 +16,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stepbench.core import Case, StepbenchError
-from stepbench.judging.gate import SETTINGS
-from stepbench.judging.pairs import PairFailed, Ring, method_for, order_of
-from stepbench.judging.rule import PAIRS_A_START
+from stepbench.errors import StepbenchError
+from stepbench.gate.gate import SETTINGS
+from stepbench.measuring.pairs import PairFailed, Ring, method_for, order_of
 from stepbench.measuring.sweep import claimed_machine
+from stepbench.records.case import Case
+from stepbench.records.pair import Pair, Side
 from stepbench.selfcheck.journal import add, opened, read
+from stepbench.stats.rule import PAIRS_A_START
 from stepbench.store import now
 from stepbench.training.techniques import parse
 from stepbench.training.workloads import canonical, default
-from stepbench.verdicts import Pair, Side
 
 OUT_OF_TIME = 3
 

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from stepbench.core import StepbenchError
-from stepbench.machine import device_type, summary
+from stepbench.errors import StepbenchError
 from stepbench.measuring.sweep import claimed_machine
+from stepbench.records.machine import device_type, summary
 from stepbench.selfcheck.cases import trains
 from stepbench.selfcheck.checking import Machine, applies, device_of, needs_gpu, tried
 from stepbench.selfcheck.journal import add, opened, read

@@ -13,12 +13,12 @@ import torch.distributed as dist
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from stepbench.machine import device_type
 from stepbench.measuring.launch import in_children
 from stepbench.measuring.probes.memory import memory_probe
 from stepbench.measuring.probes.timing import time_steps
 from stepbench.measuring.ranks import Group, Place, guilty
 from stepbench.measuring.team import default_ranks
+from stepbench.records.machine import device_type
 from stepbench.selfcheck.checking import DoesNotWork, Machine, device_of, require
 
 MIB = 2**20

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from stepbench.core import Combination
+from stepbench.records.case import Combination
 from stepbench.training.step import plain_loop
 from stepbench.training.techniques import chosen_techniques, plan_of
 from stepbench.training.types import Loop, MakeOptimizer, Site, Unsupported, Workload

@@ -6,7 +6,8 @@ import itertools
 import re
 from collections.abc import Sequence
 
-from stepbench.core import Case, Combination, StepbenchError
+from stepbench.errors import StepbenchError
+from stepbench.records.case import Case, Combination
 from stepbench.training.techniques import AXES, combine, parse, refused
 from stepbench.training.workloads import of_case
 

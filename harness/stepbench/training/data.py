@@ -18,7 +18,7 @@ from torch.utils.data import (
     Subset,
 )
 
-from stepbench.core import StepbenchError
+from stepbench.errors import StepbenchError
 from stepbench.training.types import Plan, Workload
 
 HostBatch = tuple[Any, Any]

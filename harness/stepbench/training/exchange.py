@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from stepbench.observed import Counters
+from stepbench.records.measurement import Counters
 from stepbench.training.types import Plan
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from stepbench.core import StepbenchError
+from stepbench.errors import StepbenchError
 from stepbench.training.data import HostBatch
 from stepbench.training.types import Batch, Loop, Site
 

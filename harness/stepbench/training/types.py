@@ -18,8 +18,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset, default_collate
 
-from stepbench.core import Case
-from stepbench.observed import Counters
+from stepbench.records.case import Case
+from stepbench.records.measurement import Counters
 
 MakeOptimizer = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
 Loss = Callable[[Any, Any], Tensor]  # (output, targets) -> scalar

@@ -10,8 +10,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from stepbench.core import Outcome
 from stepbench.measuring import synthetic
+from stepbench.records.outcome import Outcome
 from stepbench.store import new_run_id, open_run
 from stepbench.training import subject
 

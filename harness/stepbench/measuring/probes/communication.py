@@ -18,7 +18,7 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from stepbench.measuring.probes.timing import synchronize
-from stepbench.observed import Communication
+from stepbench.records.measurement import Communication
 from stepbench.training.types import Loop
 
 Interval = tuple[float, float]

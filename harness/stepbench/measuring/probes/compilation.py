@@ -13,7 +13,7 @@ import torch
 import torch._dynamo.utils as dynamo
 from torch.profiler import ProfilerActivity, profile
 
-from stepbench.observed import Compilation
+from stepbench.records.measurement import Compilation
 from stepbench.training.techniques.compiling import LOSS
 
 # How the profiler names a call into a graph that dynamo has compiled.

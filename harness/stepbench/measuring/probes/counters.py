@@ -30,7 +30,7 @@ from stepbench.measuring.probes.elements import gradients
 from stepbench.measuring.probes.memory import entries, local, plain_tensors
 from stepbench.measuring.probes.parity import whole_norm
 from stepbench.measuring.probes.rounding import Rounding
-from stepbench.observed import Counters
+from stepbench.records.measurement import Counters
 from stepbench.training.products import flops, is_batched, is_product
 from stepbench.training.types import Batch, Loop
 

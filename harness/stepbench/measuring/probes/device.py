@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pynvml
 
-from stepbench.observed import DeviceState
+from stepbench.records.measurement import DeviceState
 
 INTERVAL_S = 0.2
 # A clock is at rest when it has stayed within this share of itself for so long.

@@ -24,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
-from stepbench.observed import Peak
+from stepbench.records.measurement import Peak
 from stepbench.training.types import Loop
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from stepbench.noise import DELAYED_SHARE, STOLEN_SHARE
+from stepbench.stats.noise import DELAYED_SHARE, STOLEN_SHARE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

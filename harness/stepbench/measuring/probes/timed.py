@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from stepbench.evidence import Evidence
 from stepbench.measuring.probes.memory import plain_tensors
+from stepbench.records.evidence import Evidence
 from stepbench.training.types import Batch, Loop
 
 # Sum and norm of each plain tensor: opposite changes of two elements leave only one of them.

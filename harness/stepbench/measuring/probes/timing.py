@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from stepbench.measuring.probes.run_delay import RunDelay
-from stepbench.observed import StepPart
+from stepbench.records.measurement import StepPart
 from stepbench.training.types import Batch, Loop
 
 # Marks and window are two readings of one stretch of time; a larger gap is a broken clock.

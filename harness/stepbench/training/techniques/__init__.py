@@ -13,7 +13,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from stepbench.core import Case, Combination, StepbenchError
+from stepbench.errors import StepbenchError
+from stepbench.records.case import Case, Combination
 from stepbench.training.techniques.accumulation import ACCUMULATION
 from stepbench.training.techniques.adapters import ADAPTERS
 from stepbench.training.techniques.attention import ATTENTION

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from stepbench.core import Case, StepbenchError
-from stepbench.observed import Counters
+from stepbench.errors import StepbenchError
+from stepbench.records.case import Case
+from stepbench.records.measurement import Counters
 from stepbench.training.types import Axis, Plan, Technique, Workload
 
 

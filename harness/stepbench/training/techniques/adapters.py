@@ -13,8 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from stepbench.core import StepbenchError
-from stepbench.observed import Counters
+from stepbench.errors import StepbenchError
+from stepbench.records.measurement import Counters
 from stepbench.training.layers import adaptable_layers, factors
 from stepbench.training.libraries import without_others
 from stepbench.training.types import Axis, Plan, Site, Technique, Unsupported, as_it_is

@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from stepbench.core import Case
-from stepbench.machine import device_type
-from stepbench.observed import Counters
+from stepbench.records.case import Case
+from stepbench.records.machine import device_type
+from stepbench.records.measurement import Counters
 from stepbench.training.types import Axis, Batch, Loop, Plan, Site, Technique, Unsupported, as_it_is
 
 # Sums in another order.

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from stepbench.observed import Counters
+from stepbench.records.measurement import Counters
 from stepbench.training.products import is_product
 from stepbench.training.types import Axis, Plan, Site, Technique, Unsupported
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stepbench.core import Case
-from stepbench.machine import device_type
-from stepbench.observed import Counters
+from stepbench.records.case import Case
+from stepbench.records.machine import device_type
+from stepbench.records.measurement import Counters
 from stepbench.training.types import Axis, Loop, Loss, Plan, Site, Technique, Unsupported, Workload
 
 BACKEND = "inductor"

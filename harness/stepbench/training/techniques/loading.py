@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from stepbench.core import Case, StepbenchError
-from stepbench.machine import device_type
-from stepbench.observed import Counters
+from stepbench.errors import StepbenchError
+from stepbench.records.case import Case
+from stepbench.records.machine import device_type
+from stepbench.records.measurement import Counters
 from stepbench.training.types import Axis, Plan, Technique, Workload
 
 # torch's own default, for loaders with workers.

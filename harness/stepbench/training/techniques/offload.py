@@ -8,9 +8,9 @@ from typing import Any
 
 from torch.autograd.graph import save_on_cpu
 
-from stepbench.core import Case
-from stepbench.machine import device_type
-from stepbench.observed import Counters
+from stepbench.records.case import Case
+from stepbench.records.machine import device_type
+from stepbench.records.measurement import Counters
 from stepbench.training.types import Axis, Loop, MakeOptimizer, Plan, Site, Technique, Workload
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from stepbench.core import Case
-from stepbench.observed import Counters
+from stepbench.records.case import Case
+from stepbench.records.measurement import Counters
 from stepbench.training.types import (
     Axis,
     Loop,

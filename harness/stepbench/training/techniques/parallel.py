@@ -25,8 +25,8 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from stepbench.core import Case
-from stepbench.machine import device_type
+from stepbench.records.case import Case
+from stepbench.records.machine import device_type
 from stepbench.training import exchange
 from stepbench.training.threads import DataParallel
 from stepbench.training.types import (

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from stepbench.core import Case
-from stepbench.machine import device_type
-from stepbench.observed import Counters
+from stepbench.records.case import Case
+from stepbench.records.machine import device_type
+from stepbench.records.measurement import Counters
 from stepbench.training.types import Axis, Plan, Site, Technique, Unsupported
 
 # float32 products err by about 1e-7 against float64 (fast convolutions by 1e-6, 50,304 terms added

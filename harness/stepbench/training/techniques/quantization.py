@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from stepbench.core import Case
-from stepbench.observed import Counters
+from stepbench.records.case import Case
+from stepbench.records.measurement import Counters
 from stepbench.training.emulation import require_bearable
 from stepbench.training.layers import linear_layers
 from stepbench.training.types import Axis, Plan, Site, Technique, Unsupported

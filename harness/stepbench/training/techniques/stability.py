@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from torch.optim.lr_scheduler import LinearLR
 
-from stepbench.core import StepbenchError
-from stepbench.observed import Counters
+from stepbench.errors import StepbenchError
+from stepbench.records.measurement import Counters
 from stepbench.training.types import Axis, Loop, Plan, Site, Technique
 
 # Norms are sums in another order.

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from stepbench.core import Case, StepbenchError
-from stepbench.machine import device_type
+from stepbench.errors import StepbenchError
+from stepbench.records.case import Case
+from stepbench.records.machine import device_type
 from stepbench.training.types import Workload
 from stepbench.training.workloads import gpt, own, photos
 from stepbench.training.workloads.spelling import configured, parameters

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from stepbench.core import StepbenchError
+from stepbench.errors import StepbenchError
 from stepbench.training.types import Workload
 
 

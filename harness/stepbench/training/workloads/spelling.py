@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from stepbench.core import StepbenchError
+from stepbench.errors import StepbenchError
 
 Shape = TypeVar("Shape")
 

@@ -1,0 +1,1 @@
+"""Is this commit slower or larger than that one? Counters first, then time in pairs."""

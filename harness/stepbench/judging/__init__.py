@@ -1,1 +1,0 @@
-"""The judge: what two measurements side by side allow to be said."""

@@ -1,0 +1,309 @@
+"""Pairs of fresh processes, both sides beside each other, so that both meet the same machine.
+
+*Ping-pong*: both processes alive and built; they take turns in blocks of steps under this process'
+command, at the same steps on the same batches. On a busy 2-core machine that cut the spread of a
+pair from 13.9% (whole processes) to 2.6%. More pairs sharpen the estimate; more steps a pair hardly
+do. *Whole processes* alternate A B B A where ping-pong is not to be had (`method_for`).
+
+What one forge forks shares one layout of addresses, good or bad luck for all of its processes: a
+ring gives two pairs, and then new forges are started (`gate.comparison`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from multiprocessing import connection
+from typing import Any, Literal
+
+from stepbench.measuring.fork_server import Forge
+from stepbench.measuring.probes.device import DeviceSampler, disturbances
+from stepbench.measuring.probes.surroundings import HostLoad
+from stepbench.measuring.settings import Settings
+from stepbench.measuring.window import STEADY, WARMUP_CAP
+from stepbench.measuring.window_plan import WARMUP_FLOOR
+from stepbench.records.case import Case
+from stepbench.records.machine import device_type
+from stepbench.records.measurement import Measurement
+from stepbench.records.outcome import Outcome
+from stepbench.records.pair import Block, Method, Order, Pair, Side
+from stepbench.stats.measures import counted_steps
+from stepbench.stats.noise import first_begins, tolerated_cores
+
+# Blocks a side in a ping-pong pair. A side whose block follows its own is warm, by 3% to 6% of CPU
+# time; with an odd number of blocks both sides are that equally often.
+BLOCKS = 7
+# A block lasts about this long, in at least so many and at most so many steps.
+BLOCK_S, LEAST_STEPS, MOST_STEPS = 0.15, 4, 33
+# Both processes' memory at once, with room for what the device keeps for itself.
+DEVICE_SHARE = 0.45
+
+Role = Literal["reference", "candidate"]
+# Beyond a process' own deadline: its forge kills it and tells.
+TELL_S = 30.0
+
+
+class PairFailed(Exception):
+    """One side gave no number; `outcome` says why, `role` which."""
+
+    def __init__(self, role: Role, outcome: Outcome) -> None:
+        super().__init__(f"{role}: {outcome}")
+        self.role: Role = role
+        self.outcome = outcome
+
+
+def alternate(
+    reference: Callable[[], Block], candidate: Callable[[], Block], *, blocks: int, begins: Order
+) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
+    """Let both time `blocks` blocks in turns, `begins` first and then each first in turn."""
+    ours, theirs = [], []
+    for index in range(blocks):
+        if (begins == "reference first") == (index % 2 == 0):
+            ours.append(reference())
+            theirs.append(candidate())
+        else:
+            theirs.append(candidate())
+            ours.append(reference())
+    return tuple(ours), tuple(theirs)
+
+
+def method_for(
+    reference: Measurement, candidate: Measurement, *, ranks: int, machine: Mapping[str, Any]
+) -> Method:
+    """Ping-pong for one process without loader workers; on a GPU only where both fit there.
+
+    Workers would load for one side while the other is timed, ranks would have to wait together. The
+    case decides, and no measured time does: noise must not choose the method.
+    """
+    both = (reference, candidate)
+    if ranks > 1 or any(one.counters.loader_processes or one.counters.group_ranks for one in both):
+        return "whole processes"
+    if device_type(machine) == "cuda":
+        room_bytes = DEVICE_SHARE * min(gpu["memory_bytes"] for gpu in machine["gpus"])
+        if any(_device_bytes(one) > room_bytes for one in both):
+            return "whole processes"
+    return "ping-pong"
+
+
+def _device_bytes(one: Measurement) -> int:
+    peaks = (one.memory.build, one.memory.first_step, one.memory.steady_step)
+    return max(peak.process_bytes or peak.reserved_bytes or peak.allocated_bytes for peak in peaks)
+
+
+class Ring:
+    """Both sides' forges, and pairs of fresh processes from them; a context that ends them all.
+
+    `begins` is the side whose forge is started first.
+
+    Raises:
+        StepbenchError: a side's code does not start, or is measured by another ruler.
+    """
+
+    def __init__(
+        self,
+        reference: Side,
+        candidate: Side,
+        machine: Mapping[str, Any],
+        settings: Settings | None = None,
+        begins: Order = "reference first",
+    ) -> None:
+        self.machine, self.settings = machine, settings or Settings()
+        sides: dict[Role, Side] = {"reference": reference, "candidate": candidate}
+        self._sides = {role: sides[role] for role in _roles(begins)}
+        self._stack = ExitStack()
+        self._forges: dict[Role, Forge] = {}
+
+    def __enter__(self) -> Ring:
+        with ExitStack() as stack:  # ends what has started where the rest does not
+            for role, side in self._sides.items():
+                self._forges[role] = Forge(side.tree, self.machine)
+                stack.callback(self._forges[role].close)
+            for forge in self._forges.values():  # both import at once
+                forge.__enter__()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def turn_to(self, reference: Case, candidate: Case) -> None:
+        """Pair other cases of the same two trees from now on."""
+        for role, case in zip(_roles("reference first"), (reference, candidate), strict=True):
+            self._sides[role] = replace(self._sides[role], case=case)
+
+    def measurement(self, role: Role) -> Measurement:
+        """What one fresh process of a side measured: time, memory, counters.
+
+        Raises:
+            PairFailed: it gave no number, or one that would be wrong.
+        """
+        return measured(role, self._forges[role], self._sides[role].case, self.settings)
+
+    def pair(self, method: Method, order: Order) -> Pair:
+        """Measure one pair.
+
+        Raises:
+            PairFailed: one side gave no number.
+        """
+        if method == "ping-pong":
+            return self._ping_pong(order)
+        before = HostLoad.read([os.getpid()])
+        both = {role: self.measurement(role) for role in _roles(order)}
+        blocks = {role: (_same_batches(one, both.values()),) for role, one in both.items()}
+        loaders = max(one.counters.loader_processes for one in both.values())
+        busy = loaders + max(self._busy(side.case) for side in self._sides.values())
+        met = [line for one in both.values() for line in one.disturbances]
+        return self._measured("whole processes", order, blocks, before, busy, met)
+
+    def _player(self, role: Role) -> _Player:
+        return _Player(role, self._sides[role].case, self._forges[role], self.settings)
+
+    def _ping_pong(self, order: Order) -> Pair:
+        samplers = [DeviceSampler(0)] if device_type(self.machine) == "cuda" else []
+        with ExitStack() as stack:
+            # Who is there first gets the better memory: that too is taken in turns.
+            players = {role: stack.enter_context(self._player(role)) for role in _roles(order)}
+            steps = min(MOST_STEPS, max(LEAST_STEPS, round(BLOCK_S / _warm_up(players))))
+            before, began_s = HostLoad.read([os.getpid()]), time.monotonic()
+            ours, theirs = alternate(
+                lambda: players["reference"].block(steps, samplers),
+                lambda: players["candidate"].block(steps, samplers),
+                blocks=BLOCKS,
+                begins=order,
+            )
+            blocks: dict[Role, tuple[Block, ...]] = {"reference": ours, "candidate": theirs}
+            # Both players are below this process, as long as they live.
+            states = [one.between(began_s, time.monotonic(), [os.getpid()]) for one in samplers]
+            met = [line for state in states for line in disturbances(state)]
+            busy = max(self._busy(side.case) for side in self._sides.values())
+            return self._measured("ping-pong", order, blocks, before, busy, met)
+
+    def _busy(self, case: Case) -> int:
+        """Processors that a side keeps busy while it is timed."""
+        return case.ranks * self.settings.threads_of(case)
+
+    def _measured(
+        self,
+        method: Method,
+        order: Order,
+        blocks: Mapping[Role, tuple[Block, ...]],
+        before: HostLoad,
+        busy: int,
+        met: Iterable[str],
+    ) -> Pair:
+        """The pair, disturbed by what its processes met and by what happened since `before`.
+
+        Where the time that others took is known for each step, they disturb nothing.
+        """
+        after = HostLoad.read([os.getpid()])
+        stolen, foreign = before.shares(after)
+        known = all(block.delay_s for both in blocks.values() for block in both)
+        tolerated = math.inf if known else tolerated_cores(busy)
+        return Pair(
+            method=method,
+            order=order,
+            device="cuda" if device_type(self.machine) == "cuda" else "cpu",
+            reference=blocks["reference"],
+            candidate=blocks["candidate"],
+            stolen_share=stolen,
+            foreign_cores=foreign,
+            disturbances=tuple(dict.fromkeys([*met, *before.disturbances(after, tolerated)])),
+        )
+
+
+def _warm_up(players: Mapping[Role, _Player]) -> float:
+    """Run equally many steps on both sides in turn, until both are steady; a warm step's seconds.
+
+    A side is steady when a step is no slower than its fastest so far.
+    """
+    fastest_s = dict.fromkeys(players, math.inf)
+    for index in range(WARMUP_CAP):
+        took_s = {role: player.block(1, ()).step_s[0] for role, player in players.items()}
+        steady = all(took_s[role] <= STEADY * fastest_s[role] for role in players)
+        fastest_s = {role: min(fastest_s[role], took_s[role]) for role in players}
+        if steady and index + 1 >= WARMUP_FLOOR:
+            break
+    return max(fastest_s.values())
+
+
+def _same_batches(one: Measurement, both: Iterable[Measurement]) -> Block:
+    """The steps of a process whose batches both sides have timed."""
+    steps = counted_steps(one, *both)
+    return Block(
+        step_s=tuple(one.step_s[index] for index in steps),
+        cpu_s=tuple(one.cpu_s[index] for index in steps),
+    )
+
+
+def measured(role: Role, forge: Forge, case: Case, settings: Settings) -> Measurement:
+    """What one fresh process of a forge measured of a case; `role` is for what goes wrong.
+
+    Raises:
+        PairFailed: it gave no number, or one that would be wrong.
+    """
+    forge.begin("measure", case, settings)
+    return Measurement.from_json(_answer(role, forge, settings)["measurement"])
+
+
+def order_of(index: int) -> Order:
+    """Who begins the pair of that index: A B B A, and again."""
+    return "reference first" if first_begins(index) else "candidate first"
+
+
+def _roles(order: Order) -> tuple[Role, Role]:
+    return ("reference", "candidate") if order == "reference first" else ("candidate", "reference")
+
+
+class _Player:
+    """One side's process of a ping-pong pair, at the other end of a socket."""
+
+    def __init__(self, role: Role, case: Case, forge: Forge, settings: Settings) -> None:
+        self._role, self._forge, self._settings = role, forge, settings
+        self._gone = False
+        ours, theirs = socket.socketpair()
+        self._channel = connection.Connection(ours.detach())
+        with theirs:
+            forge.begin("play", case, settings, theirs.fileno())
+
+    def __enter__(self) -> _Player:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._channel.close()
+        # Whatever else ends this (Ctrl-C) ends the ring, and that its forges.
+        if not self._gone and kind in (None, PairFailed):
+            with suppress(PairFailed):  # all that it was asked for it has given
+                _answer(self._role, self._forge, self._settings)
+
+    def block(self, steps: int, samplers: Iterable[DeviceSampler]) -> Block:
+        """Have it time a block, and look at its device meanwhile."""
+        with suppress(OSError):  # it died: heard next
+            self._channel.send_bytes(json.dumps(steps).encode())
+        for sampler in samplers:
+            sampler.sample()
+        return Block.from_json(self._heard())
+
+    def _heard(self) -> dict[str, Any]:
+        """Its next message; PairFailed where it ended instead, which its forge tells."""
+        patience_s = self._settings.deadline_s + TELL_S
+        with suppress(EOFError, OSError):
+            if self._channel in connection.wait([self._channel, self._forge.control], patience_s):
+                return dict(json.loads(self._channel.recv_bytes()))
+        self._gone = True
+        _answer(self._role, self._forge, self._settings)
+        raise PairFailed(self._role, Outcome(kind="failed", reason="its process ended too early"))
+
+
+def _answer(role: Role, forge: Forge, settings: Settings) -> dict[str, Any]:
+    ended = forge.ended(settings.deadline_s + TELL_S)
+    if ended.death is not None:
+        raise PairFailed(role, Outcome(kind="failed", reason=ended.death))
+    if "outcome" in ended.answer:
+        raise PairFailed(role, Outcome.from_json(ended.answer["outcome"]))
+    return dict(ended.answer)

@@ -1,0 +1,1 @@
+"""Speed-up and memory thresholds in a test suite: the pytest plug-in and what measures for it."""

@@ -1,0 +1,108 @@
+"""What the measurer's process does for floors: describe the machine, measure a round, pairs."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from multiprocessing import connection
+from typing import Any
+
+from stepbench.errors import StepbenchError
+from stepbench.measuring.launch import PR_SET_PDEATHSIG, one_line
+from stepbench.measuring.measure import measure
+from stepbench.measuring.pairs import PairFailed, Ring, method_for, order_of
+from stepbench.measuring.settings import Settings
+from stepbench.measuring.sweep import claimed_machine
+from stepbench.records.case import Case
+from stepbench.records.pair import Pair, Side
+from stepbench.records.run import Record
+from stepbench.training.techniques import parse, refused
+from stepbench.training.workloads import canonical, default, load
+
+
+def machine() -> dict[str, Any]:
+    """This machine, with the one GPU that is measured on."""
+    return claimed_machine()
+
+
+def case(
+    workload: str | None, combination: str, ranks: int, machine: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The case of these spellings; without a workload, of that machine's default."""
+    chosen = canonical(workload or default(machine))
+    found = Case(workload=chosen, combination=parse(combination), ranks=ranks)
+    if reason := refused(load(chosen), found):
+        raise StepbenchError(reason)
+    return found.to_json()
+
+
+def record(case: dict[str, Any]) -> dict[str, Any]:
+    """One round of the case beside its baseline."""
+    known = Case.from_json(case)
+    settings = Settings(rounds=1, extra_rounds=0)
+    return measure(known, settings, claimed_machine(known.ranks)).to_json()
+
+
+def pairs(record: dict[str, Any], first: int, many: int) -> dict[str, Any]:
+    """Pairs `first` to `first + many` of a case that `record` measured, beside its baseline.
+
+    Returns:
+        `{"pairs": [{"speed": …, "disturbances": […]}, …], "outcome": …}`: the baseline's seconds
+        over the case's of each, and what ended them early, or None.
+    """
+    known = Record.from_json(record)
+    sides = Side(case=known.case.baseline), Side(case=known.case)
+    seen, here = known.rounds[0], claimed_machine(known.case.ranks)
+    method = method_for(seen.baseline, seen.case, ranks=known.case.ranks, machine=here)
+    told: list[dict[str, Any]] = []
+    try:
+        with Ring(*sides, here) as ring:
+            for index in range(first, first + many):
+                told.append(_told(ring.pair(method, order_of(index))))
+    except PairFailed as failed:
+        return {"pairs": told, "outcome": failed.outcome.to_json()}
+    return {"pairs": told, "outcome": None}
+
+
+def _told(pair: Pair) -> dict[str, Any]:
+    # Wall time on a CPU too: a claim is about how long a step takes.
+    return {"speed": math.exp(-pair.log_ratio("wall_total")), "disturbances": pair.disturbances}
+
+
+ERRANDS: Mapping[str, Callable[..., Any]] = {
+    "case": case,
+    "machine": machine,
+    "record": record,
+    "pairs": pairs,
+}
+
+
+def main() -> None:
+    """Run errands for the process that started this one, until it hangs up, dies, or says so."""
+    descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # died before the signal was asked for
+        return
+    # An exception, so that a process that is being waited for is killed with its group.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with (
+        connection.Connection(descriptor) as control,
+        suppress(EOFError, OSError, KeyboardInterrupt),
+    ):
+        while True:
+            control.send_bytes(json.dumps(_run(*json.loads(control.recv_bytes()))).encode())
+
+
+def _run(errand: str, *arguments: Any) -> Mapping[str, Any]:
+    try:
+        return {"answer": ERRANDS[errand](*arguments), "mistake": None}
+    except StepbenchError as mistake:
+        return {"answer": None, "mistake": str(mistake)}
+    except Exception as error:
+        return {"answer": None, "mistake": f"measuring failed: {one_line(error)}"}
