@@ -28,7 +28,8 @@ from stepbench.records.case import Case
 from stepbench.records.machine import device_type
 from stepbench.records.run import Record
 from stepbench.report import formats
-from stepbench.stats.measures import Estimate, measures
+from stepbench.stats import measures
+from stepbench.stats.measures import Estimate
 from stepbench.store import RunFile, read_all
 from stepbench.training.techniques import parse
 from stepbench.training.workloads import canonical

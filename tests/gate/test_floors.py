@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from stepbench.errors import StepbenchError
-from stepbench.gate.asked import Asked, Elsewhere
 from stepbench.records.outcome import Outcome
 from stepbench.stats import measures
+from stepbench.thresholds.asked import Asked, Elsewhere
 from stepbench.thresholds.asserted import Floor, counted
 from stepbench.thresholds.floors import Speeds, judge, told
 from stepbench.thresholds.live import STAGES

@@ -64,7 +64,7 @@ def floor(request: pytest.FixtureRequest) -> Callable[[str], Floor]:
     All claims of a test are judged together when it ends, from one measurement of each
     combination. The methods of what it returns: `stepbench.thresholds.asserted.Floor`.
     """
-    from stepbench.gate.asked import Elsewhere
+    from stepbench.thresholds.asked import Elsewhere
     from stepbench.thresholds.floors import Unjudged
 
     marks = [(mark.args, mark.kwargs) for mark in request.node.iter_markers("stepbench")]

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from stepbench.errors import StepbenchError
-from stepbench.gate.asked import Asked
 from stepbench.records.case import Case
 from stepbench.store import RunFile
+from stepbench.thresholds.asked import Asked
 from stepbench.thresholds.asserted import Floor, Kind
 from stepbench.thresholds.floors import Source, judge, told
 from stepbench.thresholds.live import Live

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from stepbench.errors import StepbenchError
-from stepbench.gate.asked import Asked, Elsewhere, named
 from stepbench.records.case import Case
 from stepbench.records.machine import differing_key
 from stepbench.records.run import Record, Run
 from stepbench.report import formats
 from stepbench.store import RunFile, read_path
+from stepbench.thresholds.asked import Asked, Elsewhere, named
 from stepbench.thresholds.asserted import SPEED
 from stepbench.thresholds.floors import Speeds, Unjudged
 from stepbench.versions import MEASURE_VERSION
