@@ -103,6 +103,14 @@ class OneLeftOut(Stack):
         return self.head(hidden)
 
 
+class NeverUsed(Stack):
+    """A part that no loss depends on, as a published model's pooler."""
+
+    def __init__(self):
+        super().__init__()
+        self.pooler = nn.Linear(WIDTH, WIDTH)
+
+
 class Branching(Stack):
     """Each block runs only where the batch's mean says so: another choice on every rank."""
 
@@ -135,6 +143,10 @@ def partly_frozen():
 
 def one_left_out():
     return workload(OneLeftOut)
+
+
+def never_used():
+    return workload(NeverUsed)
 
 
 def branching():

@@ -1,4 +1,4 @@
-"""Token models: an LSTM, Hugging Face's GPT-2 with shifted labels, a contrastive and a T5 one."""
+"""Token models: recurrences, transformers, Hugging Face's GPT-2 and T5, a contrastive one."""
 
 from dataclasses import replace
 
@@ -126,4 +126,132 @@ def contrastive():
         loss=lambda scores, _: functional.cross_entropy(scores * 10, torch.arange(len(scores))),
         batch_dependent=True,
         global_batch=8,
+    )
+
+
+class Attending(nn.Module):
+    """A block of nanoGPT: one layer for query, key and value, GELU, no bias."""
+
+    def __init__(self, width=32, heads=2):
+        super().__init__()
+        self.heads = heads
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.c_attn = nn.Linear(width, 3 * width, bias=False)
+        self.c_proj = nn.Linear(width, width, bias=False)
+        self.c_fc = nn.Linear(width, 4 * width, bias=False)
+        self.c_out = nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, hidden):
+        split = self.c_attn(self.ln_1(hidden)).chunk(3, dim=-1)
+        query, key, value = (one.unflatten(-1, (self.heads, -1)).transpose(1, 2) for one in split)
+        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        hidden = hidden + self.c_proj(mixed.transpose(1, 2).flatten(-2))
+        return hidden + self.feed(self.ln_2(hidden))
+
+    def feed(self, hidden):
+        return self.c_out(functional.gelu(self.c_fc(hidden)))
+
+
+class NanoGpt(nn.Module):
+    """Its output layer is its embedding."""
+
+    def __init__(self, block=Attending):
+        super().__init__()
+        self.wte, self.wpe = nn.Embedding(WORDS, 32), nn.Embedding(LENGTH, 32)
+        self.h = nn.ModuleList(block() for _ in range(2))
+        self.ln_f, self.lm_head = nn.LayerNorm(32), nn.Linear(32, WORDS, bias=False)
+        self.wte.weight = self.lm_head.weight
+
+    def forward(self, tokens):
+        hidden = self.wte(tokens) + self.wpe.weight[: tokens.shape[1]]
+        for block in self.h:
+            hidden = block(hidden)
+        return self.lm_head(self.ln_f(hidden))
+
+
+def _of_tokens(model, **options):
+    return Workload(
+        **{
+            "model": model,
+            "dataset": lambda: Points(_tokens),
+            "loss": _cross_entropy,
+            "blocks": lambda model: list(model.h),
+            "optimizer": _without_decay_of_vectors,
+            "global_batch": 8,
+        }
+        | options
+    )
+
+
+def nanogpt():
+    return _of_tokens(NanoGpt)
+
+
+class Experts(Attending):
+    """Each token is fed through the better of 4 small networks (Fedus et al. 2022)."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(32, 4, bias=False)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32)) for _ in range(4)
+        )
+        del self.c_fc, self.c_out
+
+    def feed(self, hidden):
+        tokens = hidden.flatten(0, 1)
+        weight, chosen = self.gate(tokens).softmax(-1).max(-1)
+        fed = torch.zeros_like(tokens)
+        for index, expert in enumerate(self.experts):
+            (mine,) = torch.where(chosen == index)
+            if len(mine):
+                out = expert(tokens[mine]) * weight[mine, None]
+                fed = fed.index_add(0, mine, out.to(fed.dtype))
+        return fed.view_as(hidden)
+
+
+def mixture_of_experts():
+    return _of_tokens(lambda: NanoGpt(Experts))
+
+
+class Selective(nn.Module):
+    """A recurrence whose rates depend on its input (Gu & Dao 2023), step by step."""
+
+    def __init__(self, width=32, states=4):
+        super().__init__()
+        self.norm, self.enter = nn.LayerNorm(width), nn.Linear(width, 2 * width)
+        self.rates = nn.Linear(width, width + 2 * states)
+        self.decay = nn.Parameter(torch.arange(1.0, states + 1).log().repeat(width, 1))
+        self.leave, self.sizes = nn.Linear(width, width), (width, states, states)
+
+    def forward(self, hidden):
+        inner, gate = self.enter(self.norm(hidden)).chunk(2, dim=-1)
+        step, into, out = self.rates(inner).split(self.sizes, dim=-1)
+        step = functional.softplus(step)[..., None]
+        kept = torch.exp(-step * self.decay.exp())
+        added = step * into[:, :, None] * inner[..., None]
+        state, seen = torch.zeros_like(added[:, 0]), []
+        for at in range(hidden.shape[1]):
+            state = kept[:, at] * state + added[:, at]
+            seen.append((state * out[:, at, None]).sum(-1))
+        return hidden + self.leave(torch.stack(seen, 1) * functional.silu(gate))
+
+
+def selective_recurrence():
+    return _of_tokens(lambda: NanoGpt(Selective))
+
+
+def _padded(point, label):
+    tokens, targets = _tokens(point, label)
+    targets[4 + 4 * int(label % 3) :] = -100
+    return tokens, targets
+
+
+def uneven_padding():
+    """Samples have 4, 8 or 12 words that count."""
+    return _of_tokens(
+        NanoGpt,
+        dataset=lambda: Points(_padded),
+        loss_terms=lambda targets: int((targets != -100).sum()),
+        uneven_terms=True,
     )
