@@ -17,12 +17,12 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from stepbench.core import Case
-from stepbench.machine import summary
 from stepbench.measuring.measure import measure
 from stepbench.measuring.preload import preload
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.sweep import this_machine
+from stepbench.records.case import Case
+from stepbench.records.machine import summary
 from stepbench.selfcheck.journal import add, opened, read
 from stepbench.training.libraries import without_others
 from stepbench.training.techniques import compiling, parse, plan_of
@@ -162,7 +162,8 @@ def main(arguments=None):
                 continue
             began = time.monotonic()
             told = outcome_of(model, technique)
-            add(file, {"model": model, "technique": technique, "outcome": told.to_json()})
+            kept = {"kind": told.kind, "phase": told.phase, "reason": told.reason}
+            add(file, {"model": model, "technique": technique, "outcome": kept})
             print(f"{model}, {technique}: {told} ({time.monotonic() - began:.0f} s)", flush=True)
     file.with_name("README.md").write_text(page(file), encoding="utf-8")
     return 0
