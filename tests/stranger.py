@@ -4,7 +4,7 @@ TRAIN = """
 import torch
 from torch import nn
 
-from stepbench.training import Workload
+from stepbench import Workload
 
 EXTRA = 0
 

@@ -260,7 +260,7 @@ OWN = """
 import torch
 from torch import nn
 
-from stepbench.training import Workload
+from stepbench import Workload
 
 
 class Pairs(torch.utils.data.Dataset):

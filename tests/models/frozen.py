@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from stepbench.training import Workload
+from stepbench import Workload
 
 WIDTH, CLASSES, SAMPLES, WORDS = 64, 4, 64, 512
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from stepbench.training import Workload
+from stepbench import Workload
 from tests.models.frozen import Points
 
 WORDS, LENGTH = 128, 16

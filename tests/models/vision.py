@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from stepbench.training import Workload
+from stepbench import Workload
 from tests.models.gradients import adamw
 
 CLASSES, SIDE = 10, 16

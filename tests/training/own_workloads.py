@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from stepbench.training import Workload
+from stepbench import Workload
 
 WIDTH, CLASSES, SAMPLES = 16, 4, 64
 

@@ -302,7 +302,7 @@ def init(workload: str | None) -> int:
     """Have ASV measure this repository's commits, on your own workload.
 
     Writes asv.conf.json and benchmarks/ into the current repository, and overwrites nothing.
-    MODULE:ATTRIBUTE is a stepbench.training.Workload or a function that makes one; name it in
+    MODULE:ATTRIBUTE is a stepbench.Workload or a function that makes one; name it in
     benchmarks/techniques.py later if there is none yet.
     """
     from stepbench.history.project import PLACEHOLDER, start

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from asv import util
 from asv.benchmarks import Benchmarks
 from asv.commands import find, run
 from asv.graph import Graph
@@ -17,6 +19,7 @@ from stepbench.history.configuration import told_by_asv
 __all__ = ["checkout", "publish", "setup"]
 
 GIB = 2**30
+NAME = "stepbench.history.plugin"
 
 
 class MachineName:
@@ -32,12 +35,34 @@ class MachineName:
 
 
 def setup() -> None:
-    """Called by ASV once the plugin is imported."""
+    """Called by ASV each time that a configuration names the plug-in.
+
+    Raises:
+        UserError: it was loaded by another name, or is a copy beside the configuration.
+    """
+    _require_one_copy()
+    if isinstance(vars(Machine).get("hardcoded_machine_name"), MachineName):
+        return
     Machine.hardcoded_machine_name = MachineName()
     Benchmarks.discover = classmethod(_sparing(Benchmarks.discover.__func__))
     Graph.detect_steps = publish.exact(Graph.detect_steps)
     for command in (find, run):
         command.run_benchmarks = checkout.recorded(command.run_benchmarks)
+
+
+def _require_one_copy() -> None:
+    """UserError unless this is the package that ASV's children import, by its own name.
+
+    ASV imports only plug-ins whose name starts with a dot, and meanwhile puts the configuration's
+    folder first on the path. A package `stepbench` there would be this plug-in, and the installed
+    one would be what benchmarks import.
+    """
+    if __name__ != NAME:
+        raise util.UserError(f'asv.conf.json: the plug-in is called ".{NAME}", not ".{__name__}"')
+    if (root := Path(__file__).resolve().parents[2]) == Path.cwd():
+        raise util.UserError(
+            f"{root / 'stepbench'} hides the installed Stepbench; rename that folder"
+        )
 
 
 def register_machine() -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from stepbench.training import Workload
+from stepbench.training.types import Workload
 
 SAMPLES, WIDTH, VOCABULARY, PADDING = 512, 64, 256, -100
 EVERY = 10

@@ -30,7 +30,7 @@ def load(name: str, options: Mapping[str, str], spelling: str) -> Workload:
         raise StepbenchError(f"{name} is no function: it takes no parameters, got {spelling!r}")
     if not isinstance(made, Workload):
         raise StepbenchError(
-            f"{name} is {type(made).__name__}, not a Workload (stepbench.training.Workload)"
+            f"{name} is {type(made).__name__}, not a Workload (stepbench.Workload)"
         )
     if torch.cuda.is_initialized():
         raise StepbenchError(
