@@ -6,10 +6,10 @@ import pytest
 
 from stepbench.measuring.measure import measure
 from stepbench.measuring.preload import preload
-from stepbench.measuring.settings import Settings
 from stepbench.records.case import Case
 from stepbench.training.techniques import adapters, parse
 from tests.extras import needs
+from tests.measuring.conftest import QUICK
 
 pytestmark = needs("peft")
 
@@ -58,7 +58,7 @@ def test_it_composes_on_one_rank(measured, with_):
 @pytest.mark.parametrize("parallel", ["ddp", "zero1", "zero2", "fsdp2"])
 def test_it_composes_on_two_ranks(machine, parallel):
     case = Case(workload="gpt-tiny", combination=parse(f"lora8+{parallel}"), ranks=2)
-    one = ok(measure(case, Settings(rounds=1, max_steps=3, min_steps=3), machine))
+    one = ok(measure(case, QUICK, machine))
     assert sum(rank.memory.gradient_bytes for rank in one.ranks) in (
         4 * 8 * LAYERS * BLOCK,  # sharded
         2 * 4 * 8 * LAYERS * BLOCK,  # held by both

@@ -16,11 +16,11 @@ from stepbench.measuring.caches import cold_caches
 from stepbench.measuring.measure import measure
 from stepbench.measuring.probes import timing
 from stepbench.measuring.ranks import Group, Place
-from stepbench.measuring.settings import Settings
 from stepbench.records.case import Case
 from stepbench.training.techniques import compiling, find, parse, plan_of, refused, unsupported
 from stepbench.training.types import Site
 from stepbench.training.workloads import load
+from tests.measuring.conftest import QUICK
 
 GPU = {"gpus": [{"name": "H100", "capability": "9.0", "bf16": True}]}
 
@@ -74,7 +74,7 @@ def test_it_composes(measured, quickly, name):
 
 def test_shards_are_compiled_by_block(machine, quickly):
     case = Case(workload="gpt-tiny", combination=parse("compile+fsdp2"), ranks=2)
-    one = ok(measure(case, Settings(rounds=1, max_steps=3, min_steps=3), machine))
+    one = ok(measure(case, QUICK, machine))
     assert one.counters.compiled_calls == one.counters.blocks == 2
     assert one.compilation.graphs == 2  # of all blocks and of the loss
 
@@ -205,5 +205,5 @@ def test_caches_are_empty_folders_of_their_own():
 def test_for_real(machine):
     """g++ included: the fused step has the eager one's loss."""
     case = Case(workload="gpt-tiny", combination=parse("compile"))
-    one = ok(measure(case, Settings(rounds=1, max_steps=3, min_steps=3), machine))
+    one = ok(measure(case, QUICK, machine))
     assert one.compilation.compile_s > 0.5

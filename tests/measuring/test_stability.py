@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from stepbench.measuring.measure import measure
-from stepbench.measuring.settings import Settings
 from stepbench.records.case import Case
 from stepbench.training.techniques import parse
+from tests.measuring.conftest import QUICK
 
 STEEP = "tests.training.own_workloads:steep"
 RATE = 3e-4
@@ -27,7 +27,7 @@ def test_the_optimizer_is_given_a_clipped_gradient(measured, with_):
 @pytest.mark.parametrize("parallel", ["ddp", "zero1", "zero2", "fsdp2"])
 def test_the_norm_over_shards_is_the_whole_models(machine, parallel):
     case = Case(workload=STEEP, combination=parse(f"clip1+{parallel}"), ranks=2)
-    one = ok(measure(case, Settings(rounds=1, max_steps=3, min_steps=3), machine))
+    one = ok(measure(case, QUICK, machine))
     assert one.counters.applied_norm == pytest.approx(1.0, rel=1e-3)
 
 
