@@ -18,7 +18,7 @@ bench-full: .venv/installed
 
 # The floors are about time: nothing else runs beside them.
 test: .venv/installed
-	pytest -n 2 --ignore tests/floors
+	pytest -n 2 --dist worksteal --ignore tests/floors
 	pytest tests/floors
 
 check: .venv/installed
