@@ -364,6 +364,11 @@ STANDING = said("late", stack=("loads (json.py:3)", "wait (torch/distributed/x.p
 SHORT = said(outcome=Outcome(kind="oom", reason="out of memory", phase="forward"))
 
 
+# As gloo ends the process that was sent more than it asked for; what it then says is its peers'.
+UNLIKE = said(
+    "the process was killed by SIGABRT (its last line: what(): [enforce fail at "
+    "gloo/transport/tcp/pair.cc:456] op.preamble.length <= op.nbytes. 46912 vs 8.)"
+)
 RULER = said("late", stack=("_observed_step (stepbench/measuring/probes/parity.py:80)",))
 
 
@@ -376,6 +381,7 @@ RULER = said("late", stack=("_observed_step (stepbench/measuring/probes/parity.p
         ([WAITING, KILLED, SHORT], 2),
         ([KILLED, SHORT, LEFT], 1),
         ([WAITING, LEFT], 1),
+        ([LEFT, UNLIKE], 1),
         ([WAITING, WAITING], 0),
     ],
 )

@@ -48,6 +48,8 @@ def test_an_honest_model_is_ok(workload, combination):
     ("workload", "combination", "kind", "told"),
     [
         ("frozen:one_left_out", "ddp", "failed", "choose ddp-unused"),
+        ("language:mixture_of_experts", "ddp", "failed", "gradient on one rank only: choose ddp"),
+        ("language:mixture_of_experts", "fsdp2", "failed", "one rank only: choose ddp-unused"),
         ("frozen:sparse", "fsdp2", "unsupported", "make embeddings with sparse=False"),
         ("frozen:sparse", "sgd", "unsupported", "momentum of sparse gradients grows"),
         ("language:lstm", "lora8", "unsupported", "no layer to adapt but its output's, fc"),
@@ -75,12 +77,19 @@ def test_a_row_says_what_was_done_only_in_part(monkeypatch, workload, combinatio
     assert told in outcome.reason
 
 
-def test_what_the_compiler_gives_up_is_not_called_invalid(monkeypatch):
+@pytest.mark.parametrize(
+    ("workload", "given_up"),
+    [
+        ("language:lstm", "1 frames of the model and compiled none"),
+        ("language:mixture_of_experts", "2 frames of the model and compiled 6 of 25 products"),
+    ],
+)
+def test_what_the_compiler_gives_up_is_not_called_invalid(monkeypatch, workload, given_up):
     monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
-    outcome = outcome_of("language:lstm", "compile")
+    outcome = outcome_of(workload, "compile")
     assert (outcome.kind, outcome.reason) == (
         "unsupported",
-        "torch.compile gave up 1 frames of the model and compiled none",
+        f"torch.compile gave up {given_up}: TORCH_LOGS=graph_breaks says why",
     )
 
 

@@ -28,6 +28,12 @@ KNOWN: dict[str, tuple[OutcomeKind, str]] = {
         "failed",
         "some parameters got no gradient in a step, which ddp waits for: choose ddp-unused",
     ),
+    # gloo's, which ends the process that was sent more than it asked for.
+    "op.preamble.length <= op.nbytes": (
+        "failed",
+        "the ranks exchanged unlike tensors, as where a branch or an expert gives a parameter a "
+        "gradient on one rank only: choose ddp-unused",
+    ),
     **dict.fromkeys(
         (
             "does not support sparse gradients",
@@ -45,14 +51,21 @@ def outcome_of(error: Exception, phase: Phase) -> Outcome:
     out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and any(one in str(error) for one in OUT_OF_MEMORY)
     )
-    known = (told for words, told in KNOWN.items() if words in str(error))
-    kind, reason = next(known, ("oom" if out_of_memory else "failed", one_line(error)))
+    kind, reason = in_known_words(str(error)) or (
+        "oom" if out_of_memory else "failed",
+        one_line(error),
+    )
     return Outcome(
         kind=kind,
         reason=reason,
         phase=_phase_of(error) or phase,
         traceback=brief_traceback(error),
     )
+
+
+def in_known_words(text: str) -> tuple[OutcomeKind, str] | None:
+    """How a case ends of which torch says this, and what a person can do; None if unknown."""
+    return next((told for words, told in KNOWN.items() if words in text), None)
 
 
 def _phase_of(error: Exception) -> Phase | None:

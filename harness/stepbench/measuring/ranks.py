@@ -20,6 +20,7 @@ from torch._C._distributed_c10d import FileStore, PrefixStore, Store, TCPStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from stepbench.measuring.launch import Ended
+from stepbench.measuring.outcomes import in_known_words
 from stepbench.measuring.probes.device import disturbances
 from stepbench.records.evidence import Evidence
 from stepbench.records.jsonable import Jsonable
@@ -272,8 +273,8 @@ def guilty(ended: Sequence[Ended]) -> Outcome:
     if blames[rank] == WAITED and RIGHT in blames:
         who = f"rank {blames.index(RIGHT)} left before rank {rank} had done: "
     if one.death is not None:
-        reason = f"{who}{one.death}"
-        return Outcome(kind="failed", reason=reason, traceback=one.traceback or stack)
+        kind, reason = in_known_words(one.death) or ("failed", one.death)
+        return Outcome(kind=kind, reason=f"{who}{reason}", traceback=one.traceback or stack)
     outcome = Outcome.from_json(one.answer["outcome"])
     if outcome.kind == "unsupported":
         return outcome
@@ -293,6 +294,8 @@ def _blame(one: Ended) -> int:
         waits = not one.stack or one.stack[0].partition("(")[2].startswith(WAITING_IN)
         return WAITED if waits else STOOD
     reason = one.death or str(one.answer["outcome"]["reason"])
+    if in_known_words(reason):
+        return RAISED
     if any(words in reason for words in PEER_LEFT):
         return SAW_ANOTHER_LEAVE
     return DIED if one.death and one.traceback is None else RAISED

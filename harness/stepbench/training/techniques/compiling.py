@@ -86,9 +86,15 @@ def _proof_eager(counters: Counters, plan: Plan) -> str | None:
 
 
 def _proof_compiled(counters: Counters, plan: Plan) -> str | None:
-    if counters.compiled_calls == 0 and counters.skipped_frames:
+    eager, products = counters.eager_products, counters.all_products
+    mostly_eager = eager > (1 - LEAST_SHARE) * products
+    if counters.skipped_frames and (counters.compiled_calls == 0 or mostly_eager):
+        compiled = (
+            f"{products - eager} of {products} products" if counters.compiled_calls else "none"
+        )
         raise Unsupported(
-            f"torch.compile gave up {counters.skipped_frames} frames of the model and compiled none"
+            f"torch.compile gave up {counters.skipped_frames} frames of the model and compiled "
+            f"{compiled}: TORCH_LOGS=graph_breaks says why"
         )
     if counters.compiled_calls < plan.micro_batches:
         return (
@@ -97,13 +103,10 @@ def _proof_compiled(counters: Counters, plan: Plan) -> str | None:
         )
     # By block the ends of the model are left out; more calls than that come of graph breaks.
     whole = not plan.shards and counters.compiled_calls == plan.micro_batches
-    if whole and counters.eager_products:
-        return f"{counters.eager_products} products ran outside of the compiled graph"
-    if counters.eager_products > (1 - LEAST_SHARE) * counters.all_products:
-        return (
-            f"{counters.eager_products} of {counters.all_products} products ran outside of the "
-            "compiled graphs"
-        )
+    if whole and eager:
+        return f"{eager} products ran outside of the compiled graph"
+    if mostly_eager:
+        return f"{eager} of {products} products ran outside of the compiled graphs"
     return None
 
 
