@@ -53,6 +53,16 @@ def test_flops_by_hand(measured):
     attention = LAYERS * BATCH * 7 * 2 * SEQ * SEQ * WIDTH
     assert counters.flops == products + attention
     assert counters.matmul_flops == {"float32": products + attention}
+    # One of them is of scores that forward has had: unfused attention keeps them.
+    assert counters.recomputed_score_flops == attention // 7
+    unfused = measured("sdpa-math").rounds[0].case.counters
+    assert unfused.recomputed_score_flops == 0
+    assert (
+        unfused.flops
+        == unfused.model_flops
+        == counters.model_flops
+        == products + attention * 6 // 7
+    )
     assert counters.matmul_error < 1e-5
     assert (counters.forwards, counters.updates, counters.blocks) == (1, 1, LAYERS)
 

@@ -141,6 +141,8 @@ def test_a_suspect_says_what_is_equal_and_another_loss_what_it_was():
     )  # fmt: skip
     equal = gate_tables.terminal(gate(cases=(one,)))
     assert "counters equal" in equal
+    assert "CPU time +4.8%, p 0.0002, not confirmed" in equal
+    assert "not confirmed" not in gate_tables.terminal(gate())
     assert "  equal: operators, alive after forward, loss\n" in equal
     other = gate(cases=(replace(one, differences=(loss,)),))
     assert (other.cases[0].verdict, other.exit_code) == ("changed", 1)

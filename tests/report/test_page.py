@@ -88,7 +88,7 @@ def test_every_cell_shows_its_number_or_its_outcome_and_reason():
     grid = matrix.arrange(tables(small_run())[0])
     drawn = matrix.draw(grid)
     speed, words, memory, _ = drawn.data
-    assert speed.text[1] == ["<b>2.00x</b><br>50.0 ms", "<b>1.67x</b><br>60.0 ms", ""]
+    assert speed.text[1] == ["<b>~2.00x</b><br>50.0 ms", "<b>~1.67x</b><br>60.0 ms", ""]
     assert memory.text[1] == ["<b>0.80x</b><br>80.0 MiB", "<b>0.50x</b><br>50.0 MiB", ""]
     assert speed.z[0][0] == memory.z[0][0] == 0.0  # the baseline is even
     assert speed.z[1][0] == 1.0  # twice as fast: full colour

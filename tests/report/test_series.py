@@ -49,4 +49,4 @@ def test_a_report_shows_the_exponents_below_its_tables():
     assert "| 128–512 (3) |" in tables.markdown(file)
     [told] = tables.as_json(file)["series"]
     assert told["memory_exponent"] == pytest.approx(2.0)
-    assert "~" not in tables.terminal(synthetic.run_file(QUADRATIC[:1]))
+    assert "~ n^" not in tables.terminal(synthetic.run_file(QUADRATIC[:1]))

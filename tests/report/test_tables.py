@@ -30,7 +30,7 @@ def test_a_record_gives_exactly_this_row():
     file = run_file([record(case("bf16"), [(FASTER, BASELINE)] * 2)])
     assert text_rows(tables.terminal(file)) == [
         ["baseline", "ok", "100", "1.00x", "100", "1.00x", "80.0", "0", "10,000"],
-        ["bf16", "ok", "50.0", "2.00x", "75.0", "0.75x", "55.0", "1.0e-03", "20,000"],
+        ["bf16", "ok", "50.0", "~2.00x", "75.0", "0.75x", "55.0", "1.0e-03", "20,000"],
     ]
 
 
@@ -38,9 +38,9 @@ def test_the_interval_stands_from_6_rounds_on():
     pairs = [(measurement([0.1]), measurement([0.1 * ratio])) for ratio in (2, 1, 3, 1, 4, 2)]
     six, five = (run_file([record(case("bf16"), pairs[:count])]) for count in (6, 5))
     assert text_rows(tables.terminal(six))[1][3] == "2.00x [1.00, 4.00]"
-    assert text_rows(tables.terminal(five))[1][3] == "2.00x"
-    assert "no interval below 6 rounds" not in tables.terminal(six)
-    assert "no interval below 6 rounds" in tables.terminal(five)
+    assert text_rows(tables.terminal(five))[1][3] == "~2.00x"
+    assert "~: no interval below 6 rounds" not in tables.terminal(six)
+    assert "~: no interval below 6 rounds" in tables.terminal(five)
 
 
 def test_the_caption_says_what_was_measured_on_what_and_how():
@@ -49,9 +49,9 @@ def test_the_caption_says_what_was_measured_on_what_and_how():
     file = run_file([record(case("bf16"), pairs * 2), record(case("fp16"), pairs)], header)
     assert tables.terminal(file).splitlines()[:2] == [
         f"{WORKLOAD} on Test CPU (AVX2), 2 cores, 8 GiB, NVIDIA H200",
-        "torch 2.13.0+cpu, 1-2 rounds, 5-20 steps a process, one thread a rank, no interval below "
-        f"6 rounds, memory: test tensors, ruler {MEASURE_VERSION}, commit 0123456789 + edits, "
-        "2026-01-31 12:00 UTC",
+        "torch 2.13.0+cpu, 1-2 rounds, 5-20 steps a process, one thread a rank, ~: no interval "
+        f"below 6 rounds, memory: test tensors, ruler {MEASURE_VERSION}, commit 0123456789 + "
+        "edits, 2026-01-31 12:00 UTC",
     ]
 
 
@@ -81,7 +81,7 @@ def test_cases_without_a_number_are_kept_with_their_reason_told_once():
 def test_a_disturbed_case_keeps_its_number_and_says_what_disturbed_it():
     stolen = measurement([0.05], disturbances=["steal 12%"])
     text = tables.terminal(run_file([record(case("bf16"), [(stolen, BASELINE)])]))
-    assert text_rows(text)[1][1:4] == ["ok, disturbed [1]", "50.0", "2.00x"]
+    assert text_rows(text)[1][1:4] == ["ok, disturbed [1]", "50.0", "~2.00x"]
     assert "[1] disturbed: steal 12%" in text
 
 
@@ -89,8 +89,8 @@ def test_the_baselines_own_record_comes_first_and_is_not_made_up():
     own = record(case(), [(measurement([0.2]), measurement([0.1]))])
     file = run_file([record(case("bf16"), [(FASTER, BASELINE)]), own])
     assert [row[:4] for row in text_rows(tables.terminal(file))] == [
-        ["baseline", "ok", "200", "0.50x"],
-        ["bf16", "ok", "50.0", "2.00x"],
+        ["baseline", "ok", "200", "~0.50x"],
+        ["bf16", "ok", "50.0", "~2.00x"],
     ]
 
 
@@ -176,6 +176,9 @@ def test_json_has_base_units_and_null_where_there_is_no_finite_number():
         "unproved": [],
         "growth_bytes_per_step": None,
         "process_peak_bytes": None,
+        "cpu_speedup": {"median": 2.0, "low": None, "high": None, "rounds": 1},
+        "narrow_share": 0.0,
+        "hardware_utilization": None,
     }
     assert fp16["figures"]["loss_difference"] is None
     assert tf32["figures"] is None
@@ -198,6 +201,8 @@ def test_json_has_base_units_and_null_where_there_is_no_finite_number():
         (formats.commit(run(commit=None)), "no commit"),
         (formats.estimate(Estimate(median=0.09, low=0.081, high=1.1, rounds=6)),
          "0.090x [0.081, 1.10]"),
+        (formats.estimate(Estimate(median=0.5, low=None, high=None, rounds=5)), "~0.50x"),
+        (formats.estimate(Estimate(median=1.0, low=1.0, high=1.0, rounds=5)), "1.00x"),
     ],
 )  # fmt: skip
 def test_formats(shown, expected):
@@ -254,7 +259,7 @@ def test_what_each_rank_holds_and_exchanges():
     file = run_file([record(grown, [(told, BASELINE)]), record(case("bf16"), [(FASTER, BASELINE)])])
     name = "bf16 on 2 ranks, global batch x2"
     first, second = tables.terminal(file).split(tables.LEGEND[-1])
-    assert text_rows(first)[1][:4] == [name, "ok", "100", "2.00x"]
+    assert text_rows(first)[1][:4] == [name, "ok", "100", "~2.00x"]
     assert text_rows(first)[1][7] == "n/a"
     assert [cell.strip() for cell in second.splitlines()[4].split("  ") if cell.strip()] == [
         name, "10.0", "10.0", "10.0", "100", "100", "100",
@@ -287,7 +292,7 @@ def test_rounds_set_aside_are_told():
     loud = measurement([0.1], disturbances=["steal 12%"])
     file = run_file([record(case("bf16"), [*[(FASTER, BASELINE)] * 2, (loud, BASELINE)])])
     text = tables.terminal(file)
-    assert text_rows(text)[1][:4] == ["bf16", "ok [1]", "50.0", "2.00x"]
+    assert text_rows(text)[1][:4] == ["bf16", "ok [1]", "50.0", "~2.00x"]
     assert "[1] 1 round left out, measured again: steal 12%" in text
 
 
@@ -349,7 +354,7 @@ def test_a_case_whose_median_hides_what_its_step_costs_is_amortised():
     header = text.split("\n\n")[1].splitlines()[0]
     assert [row[1:4] + row[-1:] for row in text_rows(text)] == [
         ["ok", "100", "1.00x", "100"],
-        ["ok, amortised", "190", "0.53x", "100"],
+        ["ok, amortised", "190", "~0.53x", "100"],
     ]
     assert header.endswith("typical ms")
     assert columns.TYPICAL_LEGEND in text
@@ -361,12 +366,40 @@ def test_what_others_took_stands_beside_the_step_where_it_is_known():
     alone = {"environment": {"device": "cpu", "threads": 1, "torch": "2.13.0"}}
     crowded = timed([0.1, 0.5], delay_s=(0.0, 0.4), **alone)
     text = tables.terminal(run_file([record(case("bf16"), [(crowded, BASELINE)])]))
-    assert [row[-1] for row in text_rows(text)] == ["10,000", "100"]  # the baseline's is not known
+    assert [row[-1] for row in text_rows(text)] == ["10,000", "~0.33x"]  # not known of the baseline
+    assert text_rows(text)[1][-2] == "100"
     assert text_rows(text)[1][1:3] == ["ok", "300"]
     assert "undelayed ms" in text
     quiet = timed([0.1, 0.1], delay_s=(0.0, 0.001), **alone)
     text = tables.terminal(run_file([record(case("bf16"), [(quiet, BASELINE)])]))
     assert "undelayed" not in text
+
+
+def test_under_contention_the_ratio_of_processor_time_stands_beside_that_of_wall_time():
+    """Both sides waited for neighbours; of the processor the case took a quarter."""
+    contended, slow = (
+        replace(measurement([1.0, 1.0], disturbances=["steal 12%"]), cpu_s=(cpu_s, cpu_s))
+        for cpu_s in (0.2, 0.8)
+    )
+    text = tables.terminal(run_file([record(case("bf16"), [(contended, slow)])]))
+    [baseline, bf16] = text_rows(text)
+    assert (bf16[3], bf16[-1]) == ("~1.00x", "~4.00x")
+    assert baseline[-1] == "1,000"  # items: of itself there is no ratio
+    assert columns.CPU_LEGEND in text
+    quiet = tables.terminal(run_file([record(case("bf16"), [(FASTER, BASELINE)])]))
+    assert "CPU speed-up" not in quiet
+    loaded = replace(contended, counters=replace(contended.counters, loader_processes=2))
+    text = tables.terminal(run_file([record(case("bf16"), [(loaded, slow)])]))
+    assert "CPU speed-up" not in text  # its workers' time is not in it
+
+
+def test_how_much_was_computed_in_16_bits_is_shown_where_anything_was():
+    flops = {"bfloat16": 740, "float32": 260}
+    mixed = replace(FASTER, counters=replace(FASTER.counters, matmul_flops=flops))
+    text = tables.terminal(run_file([record(case("bf16"), [(mixed, BASELINE)])]))
+    assert [row[-1] for row in text_rows(text)] == ["0.0%", "74.0%"]
+    assert columns.NARROW_LEGEND in text
+    assert "16-bit" not in tables.terminal(run_file([record(case("bf16"), [(FASTER, BASELINE)])]))
 
 
 def test_rounds_of_less_than_a_period_are_told():

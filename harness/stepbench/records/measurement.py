@@ -45,6 +45,8 @@ class Counters(Jsonable):
         recomputed_flops: floating-point operations of recomputed products.
         recomputed_products: matrix products, convolutions and attention that ran during a
             recomputation.
+        recomputed_score_flops: floating-point operations of the scores that fused attention
+            computes again in its backward pass.
         loss_scale: the value backward started from over the loss that forward returned.
         loader_processes: worker processes that loaded batches; 0: the training process did.
         batches_ahead: most batches that were under way while a step ran.
@@ -107,6 +109,7 @@ class Counters(Jsonable):
     loss_scale: float
     batched_flops: Mapping[str, int] = field(default_factory=dict)
     recomputed_flops: int = 0
+    recomputed_score_flops: int = 0
     shares: float = 1.0
     parameters_changed: bool = True
     loader_processes: int = 0
@@ -149,6 +152,11 @@ class Counters(Jsonable):
     eager_products: int = 0
     all_products: int = 0
     skipped_frames: int = 0
+
+    @property
+    def model_flops(self) -> int:
+        """What the step's result needs: all but what is computed again."""
+        return self.flops - self.recomputed_flops - self.recomputed_score_flops
 
     @property
     def counts(self) -> Counters:

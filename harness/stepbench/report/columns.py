@@ -38,6 +38,22 @@ UNDELAYED_LEGEND = (
     "undelayed: the mean step less what the process waited for a processor that others had (the "
     "kernel's run delay), where one process of one thread did it all."
 )
+# Shown where others took the processor, or might have.
+CPU_COLUMNS: dict[str, Callable[[Figures], str]] = {
+    "CPU speed-up": lambda one: formats.estimate(one.cpu_speedup) if one.cpu_speedup else "",
+}
+CPU_LEGEND = (
+    "CPU speed-up: the ratio of processor time, which neighbours move far less than that of wall "
+    "time; where one process on a CPU does it all."
+)
+# Shown where a case computes in 16 bits.
+NARROW_COLUMNS: dict[str, Callable[[Figures], str]] = {
+    "16-bit": lambda one: formats.share(one.narrow_share),
+}
+NARROW_LEGEND = (
+    "16-bit: part of the FLOPs of matrix products, convolutions and attention whose inputs were "
+    "bfloat16 or float16."
+)
 # Shown where loading matters: a case chose how to load, or waited for its data.
 LOADING_COLUMNS: dict[str, Callable[[Figures], str]] = {
     "data wait": lambda one: f"{one.data_wait_share or 0:.0%}",
@@ -111,8 +127,9 @@ RANK_LEGEND = (
     "its speed-up is of throughput."
 )
 # Shown where the hardware's peak is known.
-MFU_COLUMN: dict[str, Callable[[Figures], str]] = {
-    "MFU": lambda one: "" if one.utilization is None else f"{one.utilization:.1%}",
+MFU_COLUMNS: dict[str, Callable[[Figures], str]] = {
+    "MFU": lambda one: formats.share(one.utilization),
+    "HFU": lambda one: formats.share(one.hardware_utilization),
 }
 WAITING_SHARE = 0.05
 LOADING_LEGEND = (
@@ -142,8 +159,10 @@ def columns_of(table: Table) -> tuple[dict[str, Callable[[Figures], str]], list[
     optional = (
         (TYPICAL_COLUMNS, any(one.amortised for one in figures), TYPICAL_LEGEND),
         (UNDELAYED_COLUMNS, any(map(_delayed, figures)), UNDELAYED_LEGEND),
+        (CPU_COLUMNS, any(map(_contended, figures)), CPU_LEGEND),
+        (NARROW_COLUMNS, any(one.narrow_share for one in figures), NARROW_LEGEND),
         (LOADING_COLUMNS, _loading_matters(table), LOADING_LEGEND),
-        (MFU_COLUMN, bool(legend(table.run.machine)), legend(table.run.machine) or ""),
+        (MFU_COLUMNS, bool(legend(table.run.machine)), legend(table.run.machine) or ""),
         (STATE_COLUMNS, _differ(STATE_COLUMNS, figures), STATE_LEGEND),
         (TRAINED_COLUMNS, _dead(figures) or _differ(TRAINED_COLUMNS, figures), TRAINED_LEGEND),
         (PROCESS_COLUMNS, any(map(_parted, figures)), PROCESS_LEGEND),
@@ -162,6 +181,12 @@ def columns_of(table: Table) -> tuple[dict[str, Callable[[Figures], str]], list[
 def _delayed(figures: Figures) -> bool:
     undelayed_s = figures.undelayed_step_s
     return undelayed_s is not None and figures.step_s - undelayed_s > DELAYED_SHARE * figures.step_s
+
+
+def _contended(figures: Figures) -> bool:
+    """Whether something shared the processors, and there is processor time to tell."""
+    shared = bool(figures.disturbances) or _delayed(figures)
+    return shared and figures.cpu_speedup is not None
 
 
 def _differ(columns: Mapping[str, Callable[[Figures], str]], figures: Sequence[Figures]) -> bool:

@@ -33,8 +33,10 @@ def ratio(value: float) -> str:
 
 
 def estimate(value: Estimate) -> str:
-    """`1.42x [1.38, 1.45]`, or the median alone where there is no interval."""
+    """`1.42x [1.38, 1.45]`; `~1.42x` where too few rounds give no interval; `1.00x` is exact."""
     if value.low is None or value.high is None:
+        return "~" + ratio(value.median)
+    if value.low == value.high:
         return ratio(value.median)
     return f"{ratio(value.median)} [{_factor(value.low)}, {_factor(value.high)}]"
 
@@ -57,6 +59,11 @@ def difference(value: float | None) -> str:
 def known(value: float | None) -> str:
     """A number to three digits, or nothing where it is not known."""
     return "" if value is None else _digits(value, 3)
+
+
+def share(value: float | None) -> str:
+    """`20.2%`, or nothing where it is not known."""
+    return "" if value is None else f"{value:.1%}"
 
 
 def rate(per_s: float) -> str:

@@ -180,7 +180,8 @@ def _time(time: TimeVerdict) -> str:
     if time.verdict == "none" and time.smallest_seen is not None:
         return f"none; {_percent(time.smallest_seen)} would have been seen"
     p = f", p {time.p:.2g}" if time.p is not None else ""
-    return f"{FIGURES[time.figure]} {_percent(time.estimate)}{p}"
+    unsure = ", not confirmed" if time.verdict == "suspect" else ""
+    return f"{FIGURES[time.figure]} {_percent(time.estimate)}{p}{unsure}"
 
 
 def _pairs(time: TimeVerdict) -> str:

@@ -38,9 +38,12 @@ class Figures:
     parameters, `trained_share` the part of the parameters that are trained. `budget` are the
     seconds of `step_s` that each part of a step takes, "communication" being what collectives add
     to the others without being hidden. A record from before any of this was observed has None for
-    its figures. `set_aside` rounds are in none of them. `utilization` is MFU,
-    where the hardware's peak is known. `growth_bytes_per_step` is what each step keeps,
-    `process_peak_bytes` the peak of the process with all that is no tensor.
+    its figures. `set_aside` rounds are in none of them. `utilization` is MFU and
+    `hardware_utilization` HFU, where the hardware's peak is known. `growth_bytes_per_step` is what
+    each step keeps, `process_peak_bytes` the process' peak with all that is no tensor.
+    `cpu_speedup` is the ratio of processor time, None where the process does not spend all of it
+    or another device computes. `narrow_share` is the part of the products' FLOPs that had inputs
+    of 16 bits; None where there were no products.
     """
 
     step_s: float
@@ -60,6 +63,7 @@ class Figures:
     trained_share: float | None
     disturbances: tuple[str, ...]
     utilization: float | None = None
+    hardware_utilization: float | None = None
     set_aside: int = 0
     set_aside_because: tuple[str, ...] = ()
     device: DeviceFigures | None = None
@@ -70,6 +74,8 @@ class Figures:
     unproved: tuple[str, ...] = ()
     growth_bytes_per_step: float | None = None
     process_peak_bytes: float | None = None
+    cpu_speedup: Estimate | None = None
+    narrow_share: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,10 +181,13 @@ def _row(record: Record, machine: Mapping[str, Any]) -> Row:
     processes = [one.case for one in judged]
     aside = [one for one in record.rounds if one not in judged]
     medians = _medians(processes)
+    step_s = medians["step_s"]
     figures = Figures(
         **medians,
-        utilization=_utilization(record, medians["step_s"], machine),
+        utilization=_utilization(record, measures.useful_flops(record), step_s, machine),
+        hardware_utilization=_utilization(record, measures.hardware_flops(record), step_s, machine),
         speedup=measures.speedup(record),
+        cpu_speedup=measures.cpu_speedup(record),
         memory_ratio=measures.memory_ratio(record),
         loss_difference=measures.loss_difference(record) if record.case.batch_factor == 1 else None,
         disturbances=measures.disturbances(record),
@@ -197,7 +206,9 @@ def _row(record: Record, machine: Mapping[str, Any]) -> Row:
     return Row(case=record.case, outcome=record.outcome, figures=figures)
 
 
-def _utilization(record: Record, step_s: float, machine: Mapping[str, Any]) -> float | None:
+def _utilization(
+    record: Record, step_flops: float, step_s: float, machine: Mapping[str, Any]
+) -> float | None:
     """None where it cannot be told: 8-bit layers have another peak than the precision around
     them, and the products inside fused RNNs are not counted."""
     operators = record.rounds[0].case.counters.operators
@@ -205,12 +216,12 @@ def _utilization(record: Record, step_s: float, machine: Mapping[str, Any]) -> f
     if "quantization" in chosen or any("rnn" in name for name in operators):
         return None
     peak = peak_flops_per_s(machine, chosen.get("precision", "fp32"))
-    return utilization(measures.useful_flops(record), step_s, record.case.ranks, peak)
+    return utilization(step_flops, step_s, record.case.ranks, peak)
 
 
 def _baseline_row(case: Case, records: Sequence[Record]) -> Row:
     """The baseline as all rounds saw it, where the run has no record of the baseline itself."""
-    one = Estimate(median=1.0, low=None, high=None, rounds=sum(len(r.rounds) for r in records))
+    one = Estimate(median=1.0, low=1.0, high=1.0, rounds=sum(len(r.rounds) for r in records))
     processes = [each.baseline for record in records for each in record.rounds]
     figures = Figures(
         **_medians(processes),
@@ -247,6 +258,7 @@ def _medians(processes: Sequence[Measurement]) -> dict[str, Any]:
         if observed
         else None,
         "host_bytes": median(lambda one: one.host_bytes or 0) if observed else None,
+        "narrow_share": _narrow_share(processes[0].counters),
         "process_peak_bytes": median(lambda one: one.memory.process_peak_bytes or 0) or None,
         "growth_bytes_per_step": _growth_bytes_per_step(processes),
         "epoch_pause_s": median(lambda one: one.epoch_pause_s or 0.0) if observed else None,
@@ -264,6 +276,12 @@ def _trained_share(counters: Counters) -> float | None:
     """By gradients: of a sharded optimizer a rank has a part. Offloaded ones are there no more."""
     trained = counters.gradient_elements or counters.trained_elements
     return trained / counters.elements if counters.elements else None
+
+
+def _narrow_share(counters: Counters) -> float | None:
+    total = sum(counters.matmul_flops.values())
+    narrow = sum(counters.matmul_flops.get(kind, 0) for kind in ("float16", "bfloat16"))
+    return narrow / total if total else None
 
 
 def _budget(processes: Sequence[Measurement]) -> dict[str, float] | None:

@@ -27,7 +27,7 @@ HEADERS = (
 ALIGNMENT = ("left", "left", "right", "right", "left", "right", "right", "left")
 LEGEND = (
     "ms: median step; MiB: peak of a steady step, 1 MiB = 2^20 bytes; new/old: below 1 the new run "
-    "is better, [95% interval] from 6 rounds a side on.",
+    "is better, [95% interval] from 6 rounds a side on, ~ without one.",
     "The runs were not measured in turn, so what else differed between those hours is in the ratio "
     "of times: it nominates a change, it does not prove one.",
 )

@@ -69,7 +69,7 @@ def caption(table: Table) -> tuple[str, ...]:
         formats.span(table.rounds, "round"),
         f"{formats.span(table.steps, 'step')} a process",
         f"{formats.threads(table.threads)} a rank" if table.threads else "",
-        f"no interval below {MINIMUM_ROUNDS_FOR_INTERVAL} rounds" if few else "",
+        f"~: no interval below {MINIMUM_ROUNDS_FOR_INTERVAL} rounds" if few else "",
         f"memory: {' and '.join(table.memory_methods) or 'not read'}",
         f"ruler {run.measure_version}",
         formats.commit(run),

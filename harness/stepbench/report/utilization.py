@@ -1,9 +1,10 @@
-"""Model FLOP utilization (MFU): a step's useful operations over what the hardware could do in it.
+"""A step's operations over what the hardware could do in it, by both conventions.
 
-Useful are the baseline's operations, counted by torch's convention (2 a multiply-add, causal
-attention in full): what a technique computes again does not count (Chowdhery et al. 2022,
-arXiv:2204.02311). Peaks are the data sheets' for dense matrices, by the exact name that the driver
-gives: another form factor of the same chip has another peak, and what is not in the list has none.
+Model FLOP utilization (MFU) counts the operations that the result needs, hardware FLOP utilization
+(HFU) all that ran: recomputed ones too (Chowdhery et al. 2022, arXiv:2204.02311). Both are counted
+by torch's convention: 2 a multiply-add, causal attention in full. Peaks are the data sheets' for
+dense matrices, by the exact name that the driver gives: another form factor of the same chip has
+another peak, and what is not in the list has none.
 """
 
 from __future__ import annotations
@@ -35,21 +36,22 @@ def peak_flops_per_s(machine: Mapping[str, Any], precision: str) -> float | None
 
 
 def utilization(
-    model_flops: float, step_s: float, ranks: int, peak_flops_per_s: float | None
+    step_flops: float, step_s: float, ranks: int, peak_flops_per_s: float | None
 ) -> float | None:
-    """The share of all ranks' peak that a step's useful operations used; None without a peak."""
+    """The share of all ranks' peak that a step's operations used; None without a peak."""
     if peak_flops_per_s is None:
         return None
-    return model_flops / step_s / (ranks * peak_flops_per_s)
+    return step_flops / step_s / (ranks * peak_flops_per_s)
 
 
 def legend(machine: Mapping[str, Any]) -> str | None:
-    """The convention and the peaks that it was taken against, or None where there is none."""
+    """The conventions and the peaks that they were taken against, or None where there is none."""
     name = next((gpu["name"] for gpu in machine["gpus"]), "")
     if name not in PEAKS_TFLOPS:
         return None
     peaks = ", ".join(f"{kind} {peak:g}" for kind, peak in PEAKS_TFLOPS[name].items())
     return (
-        "MFU: the baseline's FLOPs (2 a multiply-add, causal attention in full, nothing computed "
-        f"again) / step time / dense peak of the {name} by its data sheet, in TFLOP/s: {peaks}."
+        "MFU: model FLOPs (the baseline's: 2 a multiply-add, causal attention in full, nothing "
+        "computed again, not by attention's backward pass either) / step time / dense peak; HFU: "
+        f"all FLOPs that ran instead. Peaks of the {name} by its data sheet, in TFLOP/s: {peaks}."
     )

@@ -33,6 +33,11 @@ def step_s(measurement: Measurement, *beside: Measurement) -> float:
     return _mean(measurement.step_s, counted_steps(measurement, *beside))
 
 
+def cpu_s(measurement: Measurement, *beside: Measurement) -> float:
+    """Processor seconds of a step of one process, all its threads, of the steps of `step_s`."""
+    return _mean(measurement.cpu_s, counted_steps(measurement, *beside))
+
+
 def counted_steps(measurement: Measurement, *beside: Measurement) -> list[int]:
     """The timed steps, by index, that a mean is over: whole periods, where slow steps have one.
 
@@ -196,6 +201,19 @@ def speedup(record: Record) -> Estimate:
     return _per_round(record, lambda baseline, case: items_per_s(case) / items_per_s(baseline))
 
 
+def cpu_speedup(record: Record) -> Estimate | None:
+    """Baseline's processor time of a step over the case's; above 1 the case needs less.
+
+    None on another device, where loaders or ranks do a part of it, and of a batch that has grown.
+    """
+    sides = [side for one in judged(record) for side in (one.case, one.baseline)]
+    alone = all(not side.counters.loader_processes and not side.ranks for side in sides)
+    told = all(side.environment.get("device") == "cpu" and any(side.cpu_s) for side in sides)
+    if not alone or not told or record.case.batch_factor != 1:
+        return None
+    return _per_round(record, lambda baseline, case: cpu_s(baseline, case) / cpu_s(case, baseline))
+
+
 def memory_ratio(record: Record) -> Estimate:
     """Steady peak of the case over the baseline's; below 1 the case needs less."""
     return _per_round(
@@ -207,18 +225,24 @@ def memory_ratio(record: Record) -> Estimate:
 
 
 def useful_flops(record: Record) -> float:
-    """Operations of one step that its result needs, on all ranks.
+    """Model FLOPs: operations of one step that its result needs, on all ranks.
 
-    The baseline's, of as many batches: what is computed again does not count. Fewer where the case
-    itself ran fewer, as with frozen weights.
+    The baseline's, of as many batches: what is computed again does not count, nor do the scores
+    that attention's kernels compute again in their backward pass. Fewer where the case itself ran
+    fewer, as with frozen weights.
     """
     return min(
         min(
-            one.baseline.counters.flops * record.case.batch_factor,
-            (one.case.counters.flops - one.case.counters.recomputed_flops) * record.case.ranks,
+            one.baseline.counters.model_flops * record.case.batch_factor,
+            one.case.counters.model_flops * record.case.ranks,
         )
         for one in judged(record)
     )
+
+
+def hardware_flops(record: Record) -> float:
+    """Hardware FLOPs: operations of one step that were run, again or not, on all ranks."""
+    return min(one.case.counters.flops for one in judged(record)) * record.case.ranks
 
 
 def relative_difference(reference: Sequence[float], values: Sequence[float]) -> float:

@@ -43,6 +43,21 @@ def is_batched(operator: Any) -> bool:
     return operator._overloadpacket in (torch.ops.aten.bmm, torch.ops.aten.baddbmm)
 
 
+def recomputed_score_flops(
+    operator: Any, arguments: tuple[Any, ...], named: dict[str, Any], result: Any
+) -> int:
+    """Of those of an attention kernel's backward pass, the ones of scores that forward has had.
+
+    torch counts five products: the scores (of the head size of query and key, `d`), and the
+    gradients of scores and value (of value's head size `v`), query and key (of `d`).
+    """
+    if "attention" not in (name := str(operator._overloadpacket)) or "backward" not in name:
+        return 0
+    of_query, of_value = arguments[1].shape[-1], arguments[3].shape[-1]
+    all_products = flops(operator, arguments, named, result)
+    return int(all_products * of_query // (3 * of_query + 2 * of_value))
+
+
 def flops(operator: Any, arguments: tuple[Any, ...], named: dict[str, Any], result: Any) -> int:
     """Floating-point operations of one call (2 per multiply-add); 0 if it is not a product."""
     packet = operator._overloadpacket

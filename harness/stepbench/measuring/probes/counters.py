@@ -31,7 +31,12 @@ from stepbench.measuring.probes.memory import entries, local, plain_tensors
 from stepbench.measuring.probes.parity import whole_norm
 from stepbench.measuring.probes.rounding import Rounding
 from stepbench.records.measurement import Counters
-from stepbench.training.products import flops, is_batched, is_product
+from stepbench.training.products import (
+    flops,
+    is_batched,
+    is_product,
+    recomputed_score_flops,
+)
 from stepbench.training.types import Batch, Loop
 
 # How the names of torch's operators begin, by the kind of collective that they run.
@@ -104,6 +109,7 @@ def count(loop: Loop, step: Callable[[Loop], None], **known: Any) -> Counters:
         recomputed_blocks=tuple(passes.recomputed),
         recomputed_products=operators.recomputed_products,
         recomputed_flops=operators.recomputed_flops,
+        recomputed_score_flops=operators.recomputed_score_flops,
         loss_scale=max(scales, default=0.0),
         replicas=len(operators.devices),
         group_ranks=dist.get_world_size() if dist.is_initialized() else 0,
@@ -129,7 +135,7 @@ class _Operators(TorchDispatchMode):
         self.devices: set[torch.device] = set()  # where products ran
         self.flops = 0
         self.rounding = Rounding()
-        self.recomputed_products = self.recomputed_flops = 0
+        self.recomputed_products = self.recomputed_flops = self.recomputed_score_flops = 0
         self.saved_bytes = 0
         self.saved_host_bytes = 0
         self._made: dict[int, tuple[StorageWeakRef, int, str]] | None = None
@@ -185,6 +191,7 @@ class _Operators(TorchDispatchMode):
         amount = flops(func, args, kwargs, result)
         factors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
         self.flops += amount
+        self.recomputed_score_flops += recomputed_score_flops(func, args, kwargs, result)
         self.devices.add(factors[0].device)
         # A tensor that is made of others has the type that it stands for: 8-bit codes, float32.
         kind = next(plain_tensors(factors[0])).dtype
