@@ -55,11 +55,12 @@ def test_a_kernel_that_tells_no_unique_set_size_leaves_the_tensors(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("leak", "least"), [("tensors", MIB), ("arrays", 0.8 * MIB), ("late", MIB)]
+    ("leak", "least", "most"),
+    [("tensors", MIB, 2.2 * MIB), ("arrays", 6.4 * MIB, 9.6 * MIB), ("late", MIB, 2.2 * MIB)],
 )
-def test_a_leak_is_reported_whoever_holds_it(measured, leak, least):
+def test_a_leak_is_reported_whoever_holds_it(measured, leak, least, most):
     [one] = measured("baseline", f"{OWN}:leaking@what={leak}").rounds
-    assert least <= one.case.growth_bytes_per_step < 2.2 * MIB
+    assert least <= one.case.growth_bytes_per_step < most
 
 
 @pytest.mark.parametrize("workload", ["gpt-tiny", f"{OWN}:caching"])
