@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stepbench.errors import StepbenchError
-from stepbench.records.run import Calibration
+from stepbench.records.run import Calibration, Record
 from stepbench.store import DIED, RunFile, open_run, read_all, read_path
 from tests.synthetic import case, measurement, record, run
 
@@ -90,12 +90,18 @@ def test_a_damaged_middle_line_is_told_and_the_rest_is_read(tmp_path, damage):
     assert f"{file.path}: line 2" in problems[0]
 
 
-def test_an_unknown_field_is_named(tmp_path):
+def test_fields_of_a_newer_version_are_left_out_and_told_once(tmp_path):
     file = RunFile.create(tmp_path, run())
-    line = {"kind": "record", "record": BF16.to_json() | {"colour": "blue"}}
-    file.path.write_bytes(lines_of(file)[0] + json.dumps(line).encode() + b"\n")
-    _, problems = RunFile.read(file.path)
-    assert "Record has unknown or missing fields: colour" in problems[0]
+    newer = BF16.to_json() | {"colour": "blue"}
+    newer["outcome"] |= {"mood\x1b": "good"}
+    line = json.dumps({"kind": "record", "record": newer}).encode() + b"\n"
+    file.path.write_bytes(lines_of(file)[0] + 2 * line)
+    read, problems = RunFile.read(file.path)
+    assert read.records == [BF16, BF16]
+    (told,) = problems
+    assert told.endswith("does not know: Outcome.mood\\x1b, Record.colour")
+    with pytest.raises(ValueError, match="Record has unknown or missing fields: colour"):
+        Record.from_json(newer | {"outcome": BF16.outcome.to_json()})
 
 
 @pytest.mark.parametrize(

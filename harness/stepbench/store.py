@@ -18,8 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from stepbench.errors import StepbenchError
+from stepbench.errors import StepbenchError, plain
 from stepbench.records.case import Case
+from stepbench.records.jsonable import ignoring_unknown
 from stepbench.records.machine import require_machine
 from stepbench.records.outcome import Outcome
 from stepbench.records.run import Calibration, Record, Run
@@ -80,9 +81,22 @@ class RunFile:
     def read(cls, path: Path) -> tuple[RunFile, list[str]]:
         """Read a file and one line for each thing in it that could not be understood.
 
+        Fields that a newer Stepbench added are left out, and told in one line.
+
         Raises:
             StepbenchError: the header is missing or of another version.
         """
+        with ignoring_unknown() as unknown:
+            file, problems = cls._read(path)
+        if unknown:
+            problems.append(
+                f"{path}: a newer stepbench wrote it; left out what this one does not know: "
+                f"{plain(', '.join(sorted(unknown)))}"
+            )
+        return file, problems
+
+    @classmethod
+    def _read(cls, path: Path) -> tuple[RunFile, list[str]]:
         lines = _decoded(path)
         number, header = next(lines, (1, None))
         if not isinstance(header, dict) or header.get("kind") != "run":
@@ -105,7 +119,8 @@ class RunFile:
                 file._take(line)
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 problems.append(
-                    f"{path}: line {number} is torn or damaged and was left out: {error}"
+                    f"{path}: line {number} is torn, damaged or of a newer stepbench, and was left "
+                    f"out: {error}"
                 )
         return file, problems
 

@@ -5,10 +5,29 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import cache, partial
 from typing import Any, ClassVar, Literal, Self
+
+# Where fields that no class knows are collected; None: such a field is an error.
+_UNKNOWN: ContextVar[set[str] | None] = ContextVar("_UNKNOWN", default=None)
+
+
+@contextmanager
+def ignoring_unknown() -> Iterator[set[str]]:
+    """Leave out fields that no class here knows, and collect them, as `Record.colour`.
+
+    Files of a newer Stepbench have such fields: within one layout fields are only added. What
+    processes of this version tell each other has none, and there an unknown field is a mistake.
+    """
+    unknown: set[str] = set()
+    token = _UNKNOWN.set(unknown)
+    try:
+        yield unknown
+    finally:
+        _UNKNOWN.reset(token)
 
 
 @cache
@@ -86,9 +105,10 @@ def _fields(kind: Any) -> tuple[dict[str, Callable[[Any], Any]], frozenset[str]]
 class Jsonable:
     """A dataclass that survives JSON.
 
-    An unknown field is a ValueError naming it, and so is a missing one unless it has a default:
-    records stay readable when a later version adds what they could not know. Fields that an earlier
-    version wrote and no later one reads are `RETIRED`, and left out.
+    An unknown field is a ValueError naming it, except within `ignoring_unknown`. So is a missing
+    one, unless it has a default: records stay readable when a later version adds what they could
+    not know. Fields that an earlier version wrote and no later one reads are `RETIRED`, and left
+    out. A field's name is its key on disk and is never changed.
     """
 
     __slots__ = ()
@@ -102,8 +122,11 @@ class Jsonable:
         if not isinstance(data, Mapping):
             raise ValueError(f"{cls.__name__} must be an object, not {type(data).__name__}")
         revivers, needed = _fields(typing.cast(Hashable, cls))
-        wrong = sorted((set(data) - set(revivers) - cls.RETIRED) | (needed - set(data)))
-        if wrong:
+        unknown = set(data) - set(revivers) - cls.RETIRED
+        if (ignored := _UNKNOWN.get()) is not None:
+            ignored.update(f"{cls.__name__}.{name}" for name in unknown)
+            unknown = set()
+        if wrong := sorted(unknown | (needed - set(data))):
             raise ValueError(f"{cls.__name__} has unknown or missing fields: {', '.join(wrong)}")
         known = (name for name in data if name in revivers)
         return cls(**{name: revivers[name](data[name]) for name in known})
