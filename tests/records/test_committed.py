@@ -63,7 +63,7 @@ def test_no_value_is_lost_and_no_key_renamed(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_its_ratio_is_by_hand_and_its_table_is_printed(path):
-    """One round, so the ratio is of two means over the timed steps, ranks at the slowest one's."""
+    """One round: the ratio of two means over the timed steps, or over their whole periods."""
     file, _ = RunFile.read(path)
     told = tables.terminal(file)
     for record in file.records:
@@ -71,7 +71,7 @@ def test_its_ratio_is_by_hand_and_its_table_is_printed(path):
         if record.outcome.ok:
             (one,) = record.rounds
             means = [sum(side.step_s) / len(side.step_s) for side in (one.baseline, one.case)]
-            assert measures.speedup(record).median == pytest.approx(means[0] / means[1])
+            assert measures.speedup(record).median == pytest.approx(means[0] / means[1], rel=1e-3)
 
 
 def test_a_lost_value_is_found():
