@@ -90,7 +90,7 @@ def test_a_graph_break_is_counted(measured, quickly):
     assert one.compilation.graphs >= 2
 
 
-def test_a_model_that_is_not_compiled_underneath(measured, monkeypatch):
+def test_a_model_that_is_not_compiled_underneath(measured, quickly, monkeypatch):
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: None)
     record = measured("compile")
     assert record.outcome.kind == "invalid"
