@@ -11,7 +11,7 @@ from stepbench.gate.trees import Tree
 from stepbench.measuring.pairs import PairFailed
 from stepbench.records.outcome import Outcome
 from stepbench.records.pair import Block, Pair
-from stepbench.records.verdict import CaseVerdict, Gate
+from stepbench.records.verdict import JUDGED, CaseVerdict, Gate
 from stepbench.report import gate_tables
 from tests.synthetic import MACHINE, case, measurement
 
@@ -263,6 +263,24 @@ def test_no_time_is_measured_once_counters_have_decided(monkeypatch):
     gate = judged(monkeypatch, None, candidate=HEAVIER, terms=Terms(fail_fast=True))
     assert (only(gate).verdict, only(gate).time.pairs, gate.exit_code) == ("regression", (), 1)
     assert "time was not judged: --fail-fast: counters had decided" in gate_tables.terminal(gate)
+
+
+def test_what_is_intended_is_told_and_fails_nothing(monkeypatch):
+    candidate = measurement(peak_bytes=101 * 2**20, losses=[6.0, 4.0])
+    peaks = ("build_peak", "first_step_peak", "steady_peak")
+    terms = Terms(time="off", intended=("loss", *peaks))
+    gate = judged(monkeypatch, None, candidate=candidate, terms=terms)
+    assert (only(gate).verdict, gate.exit_code) == ("none", 0)
+    text = gate_tables.terminal(gate)
+    assert "loss beyond tolerance (intended): 5 -> 6 (+1)" in text
+    assert "steady peak +1.00 MiB (intended)" in text
+    partly = judged(monkeypatch, None, candidate=candidate, terms=replace(terms, intended=peaks))
+    assert (only(partly).verdict, partly.exit_code) == ("changed", 1)
+
+
+def test_every_figure_that_is_judged_can_be_intended(monkeypatch):
+    gate = judged(monkeypatch, None, candidate=HEAVIER, terms=Terms(time="off"))
+    assert set(only(gate).compared) | {"growth_per_step"} == set(JUDGED)
 
 
 def test_equal_counters_leave_time_to_measure(monkeypatch):

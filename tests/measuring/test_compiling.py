@@ -95,7 +95,7 @@ def test_a_model_that_is_not_compiled_underneath(measured, quickly, monkeypatch)
     record = measured("compile")
     assert record.outcome.kind == "invalid"
     assert (
-        "compile was not active: 0 compiled graphs of the model ran in a step"
+        "products ran in compiled graphs, of which 0 were called in a step of 1"
         in record.outcome.reason
     )
 
@@ -107,7 +107,13 @@ def test_a_model_of_which_a_part_is_compiled(measured, quickly, monkeypatch):
     )
     record = measured("compile")
     assert record.outcome.kind == "invalid"
-    assert "products ran outside of the compiled graph" in record.outcome.reason
+    assert "products ran in compiled graphs, of which 1 were called" in record.outcome.reason
+
+
+def test_what_the_model_itself_keeps_from_compilation_is_told(measured, quickly):
+    record = measured("compile", "tests.training.own_workloads:in_a_row@kept_out=True")
+    ok(record)
+    assert "67% of products compiled" in record.outcome.reason
 
 
 def test_a_workload_that_compiles_itself_is_no_baseline(measured):

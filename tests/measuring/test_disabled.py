@@ -12,7 +12,7 @@ CHOICES = [
     ("sdpa-math", "aten._scaled_dot_product_flash_attention_for_cpu ran"),
     pytest.param("fp8", "float32 inputs, none 8-bit floats", marks=needs("torchao")),
     pytest.param("qat-int8", "nothing was rounded in a step", marks=needs("torchao")),
-    ("compile", "0 compiled graphs of the model ran in a step of 1 micro-batches"),
+    ("compile", "of which 0 were called in a step of 1 micro-batches"),
     ("warmup8", "the first updates were at the rates 0.0003, 0.0003"),
     pytest.param("lora8", "all 33440 parameters were trained", marks=needs("peft")),
     ("sgd", "the optimizer keeps 66880 elements, not 33440"),

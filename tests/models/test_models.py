@@ -80,17 +80,16 @@ def test_a_row_says_what_was_done_only_in_part(monkeypatch, workload, combinatio
 @pytest.mark.parametrize(
     ("workload", "given_up"),
     [
-        ("language:lstm", "1 frames of the model and compiled none"),
-        ("language:mixture_of_experts", "2 frames of the model and compiled 6 of 25 products"),
+        ("language:lstm", "1 frames of the model: 0 of 3 products"),
+        ("language:mixture_of_experts", "2 frames of the model: 6 of 25 products"),
     ],
 )
 def test_what_the_compiler_gives_up_is_not_called_invalid(monkeypatch, workload, given_up):
     monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
     outcome = outcome_of(workload, "compile")
-    assert (outcome.kind, outcome.reason) == (
-        "unsupported",
-        f"torch.compile gave up {given_up}: TORCH_LOGS=graph_breaks says why",
-    )
+    assert outcome.kind == "unsupported"
+    assert outcome.reason.startswith(f"torch.compile gave up {given_up} ran in compiled graphs")
+    assert outcome.reason.endswith("; TORCH_LOGS=graph_breaks says why")
 
 
 def test_what_is_no_tensor_is_in_the_peak_of_the_process():

@@ -268,6 +268,29 @@ def breaks_its_graph():
     return replace(plain(), model=Breaking)
 
 
+class InARow(nn.Module):
+    """Three layers without a loop, in which no frame goes on behind what is not compiled."""
+
+    def __init__(self, kept_out=False):
+        super().__init__()
+        self.first, self.middle = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.last = nn.Linear(WIDTH, CLASSES)
+        if kept_out:
+            self.middle.forward = torch.compiler.disable(self.middle.forward)
+
+    def forward(self, features):
+        return self.last(self.middle(self.first(features)).relu())
+
+
+def in_a_row(kept_out=False):
+    return Workload(
+        model=lambda: InARow(kept_out),
+        dataset=lambda: Points(lambda features, label: (features, label)),
+        loss=functional.cross_entropy,
+        global_batch=8,
+    )
+
+
 def of_torchs_own_modules():
     return replace(plain(), model=lambda: Perceptron().layers)
 

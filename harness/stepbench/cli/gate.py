@@ -12,7 +12,7 @@ import click
 
 from stepbench.cli.options import AS_JSON, THREADS, VARY, tell
 from stepbench.errors import StepbenchError
-from stepbench.records.verdict import Gate
+from stepbench.records.verdict import JUDGED, Gate
 
 if TYPE_CHECKING:
     from stepbench.gate.gate import Time
@@ -67,6 +67,13 @@ EXIT_CODES = (
     help="Stop measuring after so long; what is undecided then is not enough data.",
 )
 @click.option("--strict", is_flag=True, help="Exit with 3 where something could not be decided.")
+@click.option(
+    "--intended",
+    metavar="COUNTERS",
+    default="",
+    help="Counters that HEAD changes on purpose, with commas between them: told, and no failure. "
+    f"Of {', '.join(JUDGED)}.",
+)
 @click.option("--baselines", is_flag=True, help="Hold the counters against the accepted ones.")
 @click.option("--accept", is_flag=True, help="Write the working tree's counters as accepted.")
 @click.option("--markdown", is_flag=True, help="Print Markdown for a pull request.")
@@ -87,6 +94,7 @@ def gate(
     fail_fast: bool,
     minutes: float | None,
     strict: bool,
+    intended: str,
     baselines: bool,
     accept: bool,
     markdown: bool,
@@ -107,6 +115,7 @@ def gate(
       stepbench gate --time off              no clock: for a busy CI machine
       stepbench gate --fail-fast --minutes 30 --strict       for CI
       stepbench gate v0.1 -w train:workload --workload-file train.py    v0.1 had none
+      stepbench gate --intended loss,gradient_norm,update    a new loss, meant to be one
       stepbench gate --accept                keep today's counters in stepbench-baselines/
       stepbench gate --baselines             hold the working tree against them
     """
@@ -124,12 +133,18 @@ def gate(
         raise StepbenchError(
             "--baselines and --accept measure no time; leave out --time, --fail-fast and --minutes"
         )
+    if (baselines or accept) and intended:
+        raise StepbenchError("--intended is for two sides; --accept keeps what the tree counts")
     if counters_only:
         time = "off"
     if plot and (time == "off" or baselines or accept):
         raise StepbenchError("--plot shows pairs, and without time there are none; leave one out")
     terms = Terms(
-        time=time or "blocking", fail_fast=fail_fast, minutes=minutes or math.inf, strict=strict
+        time=time or "blocking",
+        fail_fast=fail_fast,
+        minutes=minutes or math.inf,
+        strict=strict,
+        intended=_judged(intended),
     )
     if workload_file and (baselines or accept or ":" not in (workload or "")):
         raise StepbenchError(
@@ -160,6 +175,16 @@ def gate(
     if baselines:
         return command.against_baselines(asked, cases, progress, show)
     return command.compare(asked, cases, progress, show)
+
+
+def _judged(names: str) -> tuple[str, ...]:
+    """The counters that are named; StepbenchError for one that is none."""
+    named = tuple(filter(None, (one.strip() for one in names.split(","))))
+    if unknown := [one for one in named if one not in JUDGED]:
+        raise StepbenchError(
+            f"--intended {unknown[0]}: no such counter; there are {', '.join(JUDGED)}"
+        )
+    return named
 
 
 def _printer(

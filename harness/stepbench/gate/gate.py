@@ -41,13 +41,14 @@ class Terms:
 
     `time`: whether time is measured, and then whether it decides. `fail_fast`: none is measured
     once a case's counters have decided. `minutes`: measuring ends after so many. `strict`: what
-    is undecided by then fails.
+    is undecided by then fails. `intended`: counters whose difference is told and fails nothing.
     """
 
     time: Time = "blocking"
     fail_fast: bool = False
     minutes: float = math.inf
     strict: bool = False
+    intended: tuple[str, ...] = ()
 
 
 class _OutOfTime(Exception):
@@ -161,7 +162,9 @@ class Session:
     def _verdicts(self) -> tuple[CaseVerdict, ...]:
         advisory = self._terms.time == "advisory"
         return tuple(
-            replace(trial.told(self._ruled, index), advisory=advisory)
+            replace(
+                trial.told(self._ruled, index), advisory=advisory, intended=self._terms.intended
+            )
             for index, trial in enumerate(self._trials)
         )
 

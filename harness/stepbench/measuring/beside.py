@@ -41,6 +41,9 @@ def objection(
     wide = set(mine.wide_modules) & set(plain.narrow_modules) if narrows else set()
     if wide:
         return f"32-bit products that autocast computes in 16 bits: {_brief(wide)}"
+    kept_out = set(mine.uncompiled_modules) - set(plain.uncompiled_modules)
+    if "compile" in chosen and kept_out:
+        return f"kept from compilation, unlike in the baseline: {_brief(kept_out)}"
     calls = sum(mine.attention_calls.values())
     expected = ours.counters.forwards * sum(plain.attention_calls.values())
     if "attention" in chosen and not draws and calls < expected:

@@ -25,6 +25,7 @@ class Evidence(Jsonable):
             operator that computed them; recomputed ones are not counted.
         wide_modules: modules of which a forward product had inputs of 32 bits or more; batched
             ones not counted where an attention kernel was chosen, which may be made of them.
+        uncompiled_modules: modules whose forward `torch.compiler.disable` keeps from compilation.
         narrow_modules: modules all of whose forward products plain autocast computes in 16 bits;
             seen of the baseline only, in a step of its own.
     """
@@ -38,6 +39,7 @@ class Evidence(Jsonable):
     attention_calls: Mapping[str, int] = field(default_factory=dict)
     wide_modules: tuple[str, ...] = ()
     narrow_modules: tuple[str, ...] = ()
+    uncompiled_modules: tuple[str, ...] = ()
 
     def objection(self) -> str | None:
         """Why the timed steps trained nothing that counts, or None."""

@@ -43,6 +43,12 @@ class Tally(Jsonable):
     tolerance: float = 0.0
 
 
+# Figures that no clock touches and that a gate judges: what may be named as intended.
+JUDGED = (
+    *("operators", "flops", "recomputed_products"),
+    *("build_peak", "first_step_peak", "steady_peak", "saved_for_backward", "growth_per_step"),
+    *("loss", "gradient_norm", "update", "loss_after_updates"),
+)
 # For people, where a key on disk says more than was observed.
 LABELS: Mapping[str, str] = {
     "activations_and_temporaries": "beyond parameters and optimizer state",
@@ -132,7 +138,7 @@ class CaseVerdict(Jsonable):
     `refused`: why the two cannot be compared, naming the key. `time` is None where no pairs were
     asked for or could be had. `compared`: the figures without a clock that both sides have.
     `undecided`: why the gate stopped before both sides were tried. `advisory`: time is told and
-    decides nothing.
+    decides nothing. `intended`: figures of which a difference is told and decides nothing.
     """
 
     case: Case
@@ -144,6 +150,7 @@ class CaseVerdict(Jsonable):
     compared: tuple[str, ...] = ()
     undecided: str | None = None
     advisory: bool = False
+    intended: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -162,7 +169,7 @@ class CaseVerdict(Jsonable):
             return "unsupported" if self.candidate.kind == "unsupported" else "failed"
         if not self.reference.ok:
             return "works again"
-        changes = {one.change for one in self.differences}
+        changes = {one.change for one in self.differences if one.figure not in self.intended}
         told = self.time.verdict if self.time else "none"
         if "worse" in changes or (told == "regression" and not self.advisory):
             return "regression"

@@ -159,7 +159,7 @@ def _without_a_clock(case: CaseVerdict) -> str:
     if not (case.reference.ok and case.candidate.ok) or case.refused or case.undecided:
         return ""
     worst = sorted(case.differences, key=lambda one: WORST_FIRST.index(one.change))
-    return ", ".join(map(_short, worst)) or "counters equal"
+    return ", ".join(_short(one) + _meant(one, case) for one in worst) or "counters equal"
 
 
 def _short(one: Difference) -> str:
@@ -167,6 +167,10 @@ def _short(one: Difference) -> str:
     if one.change == "changed":
         return f"other {name}"
     return f"{name} {one.change if one.unit == 'value' else _by(one)}"
+
+
+def _meant(one: Difference, case: CaseVerdict) -> str:
+    return " (intended)" if one.figure in case.intended else ""
 
 
 def _by(one: Difference) -> str:
@@ -220,7 +224,7 @@ def _details(case: CaseVerdict) -> list[tuple[int, str]]:
         lines.append((0, f"not comparable: {case.refused}"))
     for one in case.differences:
         amounts = f"{_amount(one.old, one)} -> {_amount(one.new, one)} ({_by(one)})"
-        lines.append((0, f"{label(one.figure)} {one.change}: {amounts}"))
+        lines.append((0, f"{label(one.figure)} {one.change}{_meant(one, case)}: {amounts}"))
         lines += [(1, part) for part in one.detail]
     if case.verdict == "suspect":
         differ = {one.figure for one in case.differences}

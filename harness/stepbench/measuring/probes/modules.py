@@ -46,6 +46,11 @@ class Modules(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._names = {module: name for name, module in unwrapped(model).named_modules()}
+        self._uncompiled = [
+            name
+            for module, name in self._names.items()
+            if getattr(module.forward, "_torchdynamo_disable", False)
+        ]
         # DataParallel's replicas run in threads beside each other.
         self._running: dict[int, list[str | None]] = defaultdict(list)
         self.evaluating: set[str] = set()
@@ -61,6 +66,7 @@ class Modules(TorchDispatchMode):
             "evaluating": tuple(sorted(self.evaluating)),
             "attention_calls": dict(sorted(self.attention_calls.items())),
             "wide_modules": tuple(sorted(wide)),
+            "uncompiled_modules": tuple(sorted(self._uncompiled)),
         }
 
     def entered(self, module: nn.Module, arguments: Any) -> None:

@@ -86,28 +86,27 @@ def _proof_eager(counters: Counters, plan: Plan) -> str | None:
 
 
 def _proof_compiled(counters: Counters, plan: Plan) -> str | None:
-    eager, products = counters.eager_products, counters.all_products
-    mostly_eager = eager > (1 - LEAST_SHARE) * products
-    if counters.skipped_frames and (counters.compiled_calls == 0 or mostly_eager):
-        compiled = (
-            f"{products - eager} of {products} products" if counters.compiled_calls else "none"
-        )
+    calls, products, skipped = (
+        counters.compiled_calls,
+        counters.all_products,
+        counters.skipped_frames,
+    )
+    # One graph leaves nothing out. By block the ends of the model are; more calls than that come of
+    # graph breaks; what dynamo gives up is told, not judged, while most is compiled.
+    whole = not plan.shards and not skipped and calls == plan.micro_batches
+    compiled = products - counters.eager_products
+    if calls >= plan.micro_batches and compiled >= (1.0 if whole else LEAST_SHARE) * products:
+        return None
+    told = (
+        f"{compiled if calls else 0} of {products} products ran in compiled graphs, of which "
+        f"{calls} were called in a step of {plan.micro_batches} micro-batches"
+    )
+    if skipped:
         raise Unsupported(
-            f"torch.compile gave up {counters.skipped_frames} frames of the model and compiled "
-            f"{compiled}: TORCH_LOGS=graph_breaks says why"
+            f"torch.compile gave up {skipped} frames of the model: {told}; "
+            "TORCH_LOGS=graph_breaks says why"
         )
-    if counters.compiled_calls < plan.micro_batches:
-        return (
-            f"{counters.compiled_calls} compiled graphs of the model ran in a step of "
-            f"{plan.micro_batches} micro-batches"
-        )
-    # By block the ends of the model are left out; more calls than that come of graph breaks.
-    whole = not plan.shards and counters.compiled_calls == plan.micro_batches
-    if whole and eager:
-        return f"{eager} products ran outside of the compiled graph"
-    if mostly_eager:
-        return f"{eager} of {products} products ran outside of the compiled graphs"
-    return None
+    return told
 
 
 def _refuses_threads(workload: Workload, case: Case) -> str | None:
