@@ -29,17 +29,17 @@ check: .venv/installed
 
 # The harness' step beside the same loop written by hand, side by side in one process.
 overhead: .venv/installed
-	python -m benchmarks.by_hand
+	stepbench selfcheck overhead
 
 # How often the gate is wrong here: equal trees and planted slowdowns, about an hour; goes on from
 # where it was stopped.
 aa: .venv/installed
-	python -m benchmarks.aa
+	stepbench selfcheck gate
 
 # Do the intervals keep their promise? The default sweep twice under a changing load, about half an
 # hour; goes on from where it was stopped.
 agreement: .venv/installed
-	python -m benchmarks.agreement
+	stepbench selfcheck intervals
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv

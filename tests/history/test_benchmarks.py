@@ -6,28 +6,34 @@ import importlib
 import inspect
 import itertools
 import pkgutil
+import re
+from pathlib import Path
 
 import pytest
 from asv_runner.benchmarks import benchmark_types
 
 import benchmarks
-from benchmarks import (
-    adapters,
-    attention,
-    compiling,
-    offload,
-    optimizers,
-    parallel,
-    precision,
-    product,
-    product_full,
-    quantization,
-    stability,
-)
-from benchmarks.agreement import CLASSES as DEFAULT
+from benchmarks import precision, product, product_full
 from stepbench.history.suite import RANKS, Cases, CompileCases, Measured, RankCases, StateCases
+from stepbench.selfcheck import intervals
 from stepbench.training.techniques import parse
 from stepbench.training.workloads import canonical
+
+MODULES = [
+    importlib.import_module(f"benchmarks.{one.name}")
+    for one in pkgutil.iter_modules(benchmarks.__path__)
+]
+CLASSES = [
+    value
+    for module in MODULES
+    for value in vars(module).values()
+    if inspect.isclass(value) and value.__module__ == module.__name__
+]
+# What `make bench` runs on one rank: the first pattern of its Makefile's line names the files.
+(BENCH,) = re.findall(
+    r"asv run -b '\^\(([\w|]+)\)", Path(benchmarks.__path__[0]).with_name("Makefile").read_text()
+)
+DEFAULT = [one for one in CLASSES if one.__module__.split(".")[1] in BENCH.split("|")]
 
 
 def cases(classes: list[type[Cases]]) -> set[str]:
@@ -40,25 +46,15 @@ def cases(classes: list[type[Cases]]) -> set[str]:
     }
 
 
-OTHERS = [
-    parallel.Parallel,
-    parallel.ParallelWeak,
-    parallel.ParallelTwoDevices,
-    parallel.ParallelThreads,
-    optimizers.Optimizers,
-    adapters.Adapters,
-    offload.Offload,
-    quantization.Quantization,
-    stability.Stability,
-    stability.LossScaling,
-    attention.Attention,
-    compiling.Compiling,
-    compiling.CompilingComposed,
-    attention.AttentionLong,
-]
+def test_the_folder_holds_only_classes_of_parameters() -> None:
+    assert len(CLASSES) >= 25
+    for one in CLASSES:
+        assert issubclass(one, Cases), one
+        names = {name for name in vars(one) if not name.startswith("__")}
+        assert names <= {"workload", "param_names", "params", "batch_grows"}, one
 
 
-@pytest.mark.parametrize("benchmark", [*DEFAULT, *OTHERS, product_full.ProductFull])
+@pytest.mark.parametrize("benchmark", CLASSES, ids=lambda one: f"{one.__module__}.{one.__name__}")
 def test_every_parameter_is_a_technique_and_every_workload_exists(benchmark: type[Cases]) -> None:
     assert cases([benchmark])
     assert len(benchmark.params) == len(benchmark.param_names)
@@ -72,6 +68,10 @@ def test_the_default_sweep_has_fp16_alone_and_in_one_cell() -> None:
     default = cases(DEFAULT)
     assert len(default - {"tf32"}) >= 24  # no CPU has tf32
     assert {name for name in default if "fp16" in name} == {"fp16", "fp16+accum4+ckpt2"}
+
+
+def test_the_intervals_are_judged_by_the_default_sweep() -> None:
+    assert {str(one.combination) for one in intervals.cases("gpt-1m")} == cases(DEFAULT)
 
 
 def test_the_full_product_holds_every_other_case() -> None:
@@ -99,12 +99,10 @@ def test_metrics_are_benchmarks_and_imported_functions_are_not() -> None:
 def test_nothing_else_in_the_folder_is_taken_for_a_benchmark() -> None:
     """ASV takes functions for benchmarks by their names, imported ones too."""
     patterns = [kind.name_regex for kind in benchmark_types]
-    modules = [f"benchmarks.{one.name}" for one in pkgutil.iter_modules(benchmarks.__path__)]
     found = [
-        f"{name}.{function}"
-        for name in modules
-        for function, value in vars(importlib.import_module(name)).items()
+        f"{module.__name__}.{function}"
+        for module in MODULES
+        for function, value in vars(module).items()
         if inspect.isroutine(value) and any(one.match(function) for one in patterns)
     ]
-    assert modules
     assert found == []

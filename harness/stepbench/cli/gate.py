@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stepbench.cli.options import AS_JSON, THREADS, VARY, tell
+from stepbench.cli.options import AS_JSON, THREADS, VARY, WORKLOAD, tell
 from stepbench.errors import StepbenchError
 from stepbench.records.verdict import JUDGED, Gate
 
@@ -40,7 +40,7 @@ EXIT_CODES = (
     help=f"A combination to compare, any number of times. Default: {', '.join(DEFAULT_CASES)}.",
 )
 @VARY
-@click.option("-w", "--workload", metavar="NAME", help="Default: gpt-124m on a GPU, else gpt-1m.")
+@WORKLOAD
 @THREADS
 @click.option(
     "--workload-file",

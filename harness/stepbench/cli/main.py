@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from stepbench.cli.gate import gate
-from stepbench.cli.options import AS_JSON, RESULTS, THREADS, VARY, tell
+from stepbench.cli.options import AS_JSON, THREADS, VARY, WORKLOAD, results_in, tell
 from stepbench.cli.selfcheck import selfcheck
 from stepbench.errors import StepbenchError
 from stepbench.records.case import Case
@@ -49,7 +49,7 @@ def stepbench() -> None:
 @stepbench.command(epilog=EXIT_CODES)
 @click.argument("combinations", nargs=-1, metavar="[COMBINATION]...")
 @VARY
-@click.option("-w", "--workload", metavar="NAME", help="Default: gpt-124m on a GPU, else gpt-1m.")
+@WORKLOAD
 @click.option(
     "--ranks",
     metavar="N,…",
@@ -75,7 +75,7 @@ def stepbench() -> None:
 @click.option(
     "--deadline-s", default=600.0, show_default=True, help="Kill a process after so long."
 )
-@RESULTS
+@results_in()
 @AS_JSON
 def run(
     combinations: tuple[str, ...],

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
-RESULTS = click.option(
-    "--results",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("results"),
-    show_default=True,
-    help="Folder that the records are kept in.",
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def results_in(folder: str = "results") -> Callable[[Command], Command]:
+    """The option for the folder that holds records, with its default."""
+    return click.option(
+        "--results",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=Path(folder),
+        show_default=True,
+        metavar="DIR",
+        help="Folder that the records are kept in.",
+    )
+
+
+WORKLOAD = click.option(
+    "-w", "--workload", metavar="NAME", help="Default: gpt-124m on a GPU, else gpt-1m."
 )
 VARY = click.option(
     "--vary",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from stepbench.cli.options import AS_JSON, tell
+from stepbench.cli.options import AS_JSON, WORKLOAD, results_in, tell
 
 if TYPE_CHECKING:
+    from stepbench.selfcheck.alarm_rates import Condition
     from stepbench.selfcheck.checking import Finding
 
 EXIT_CODES = (
@@ -22,7 +26,7 @@ EXIT_CODES = (
 
 @click.group()
 def selfcheck() -> None:
-    """Check the suite itself on this machine."""
+    """Check the suite itself on this machine: does it work, is it cheap, is it right?"""
 
 
 @selfcheck.command(epilog=EXIT_CODES)
@@ -52,6 +56,98 @@ def device(as_json: bool) -> int:
         elif findings:
             tell(_terminal(findings, shutil.get_terminal_size().columns))
     return int(any(one.outcome == "does not" for one in findings))
+
+
+@selfcheck.command(epilog=EXIT_CODES)
+@WORKLOAD
+@click.option(
+    "--pairs",
+    type=click.IntRange(min=6),
+    default=60,
+    show_default=True,
+    help="Pairs of the harness' steps and those of a loop by hand.",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Pairs of processes for each workload whose steps do not cost alike.",
+)
+def overhead(workload: str | None, pairs: int, rounds: int) -> int:
+    """What does measuring cost, and is the cost that it shows the true one?
+
+    Works where steps by the harness cost what the same loop by hand does, within 1%, the step shown
+    of uneven workloads is that of a plain loop, within 5%, and a process on a CPU costs at most
+    0.5 s beyond its own steps.
+    """
+    from stepbench.selfcheck.overhead import check
+
+    return int(not check(workload, pairs, rounds, tell))
+
+
+@selfcheck.command(epilog=EXIT_CODES)
+@click.option(
+    "--pairs", default=40, show_default=True, help="Pairs of each workload and condition, in all."
+)
+@click.option("--equal", default=30, show_default=True, help="Live gates of equal trees.")
+@click.option(
+    "--planted", default=3, show_default=True, help="Live gates of a planted 5%, of each shape."
+)
+@click.option(
+    "--condition",
+    "conditions",
+    multiple=True,
+    type=click.Choice(["crowded", "quiet"]),
+    default=("crowded", "quiet"),
+    show_default=True,
+    help="Measure pairs on the machine as it is, or beside busy processes.",
+)
+@click.option(
+    "--busy",
+    type=click.IntRange(min=0),
+    help="Busy processes beside crowded pairs. Default: as many as there are processors.",
+)
+@results_in("results/aa")
+def gate(
+    pairs: int,
+    equal: int,
+    planted: int,
+    conditions: tuple[Condition, ...],
+    busy: int | None,
+    results: Path,
+) -> int:
+    """How often is the gate wrong here? About an hour; the same command goes on.
+
+    Pairs and whole gates of equal trees, and of planted slowdowns.
+    """
+    from stepbench.selfcheck.false_alarms import Asked, check
+
+    asked = Asked(
+        pairs=pairs,
+        equal=equal,
+        planted=planted,
+        conditions=conditions,
+        busy=len(os.sched_getaffinity(0)) if busy is None else busy,
+        results=results,
+    )
+    tell(check(asked, partial(click.echo, err=True)))
+    return 0
+
+
+@selfcheck.command(epilog=EXIT_CODES)
+@WORKLOAD
+@click.option("--sweeps", default=2, show_default=True, help="Sweeps that are held together.")
+@results_in("results/agreement")
+def intervals(workload: str | None, sweeps: int, results: Path) -> int:
+    """Do the intervals keep their promise here? About half an hour; the same command goes on.
+
+    The default sweep, twice, beside processes that come and go.
+    """
+    from stepbench.selfcheck.intervals import check
+
+    tell(check(workload, sweeps, results, partial(click.echo, err=True)))
+    return 0
 
 
 def _terminal(findings: Sequence[Finding], width: int) -> str:

@@ -9,7 +9,6 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[3]
 # A run starts no case in the last part of its step, so that it can end by itself.
 LAST_S = 30.0
 
@@ -18,8 +17,8 @@ LAST_S = 30.0
 class Step:
     """One command, as arguments of the interpreter.
 
-    `gpu` and `cpu` may hold {root} and {results} (folders), {minutes} (how long to start cases) and
-    {commit} (the option that names the commit, or nothing). `cpu` is the same in a small size.
+    `gpu` and `cpu` may hold {results} (a folder), {minutes} (how long to start cases) and {commit}
+    (the option that names the commit, or nothing). `cpu` is the same in a small size.
     `limit_s`: it is stopped after so long in one call.
     """
 
@@ -33,7 +32,6 @@ class Step:
     ) -> list[str]:
         """The arguments for a machine and the time that is left."""
         text = (self.gpu if has_gpu else self.cpu).format(
-            root=shlex.quote(str(ROOT)),
             results=shlex.quote(str(results)),
             minutes=f"{max(0.0, seconds - LAST_S) / 60:.2f}",
             commit=f"--commit {shlex.quote(commit)}" if commit else "",
@@ -43,8 +41,7 @@ class Step:
 
 RUN = "-m stepbench run --results {results} --minutes {minutes} {commit} --deadline-s 240 "
 SMALL = "-w gpt-tiny --rounds 1 --steps 3"
-# -P: the folder of a script hides no library.
-OVERHEAD = "-P {root}/benchmarks/by_hand.py "
+OVERHEAD = "-m stepbench selfcheck overhead "
 NULL_PAIRS = "-m stepbench.selfcheck.null_pairs --results {results} --minutes {minutes} "
 PUBLISHED = "-m stepbench.selfcheck.published --results {results} --minutes {minutes}"
 

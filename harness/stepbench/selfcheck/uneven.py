@@ -1,6 +1,7 @@
 """Workloads whose steps do not cost alike: a text model, and an optimizer with a slow tenth step.
 
-`make overhead` compares what is shown of them with a plain loop's time over the same batches.
+`stepbench selfcheck overhead` compares what is shown of them with a plain loop's time over the same
+batches.
 """
 
 from __future__ import annotations

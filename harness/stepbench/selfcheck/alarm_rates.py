@@ -1,5 +1,7 @@
 """How often the rule and ASV's were right, from measured pairs and live gates: numbers and text."""
 
+from __future__ import annotations
+
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -53,8 +55,8 @@ def rounded(pair: Pair) -> dict[str, Any]:
             **{name: tuple(round(s, 6) for s in getattr(block, name)) for name in Block.__slots__}
         )
 
-    sides = {side: tuple(map(short, getattr(pair, side))) for side in ("reference", "candidate")}
-    return replace(pair, **sides).to_json()
+    reference, candidate = (tuple(map(short, one)) for one in (pair.reference, pair.candidate))
+    return replace(pair, reference=reference, candidate=candidate).to_json()
 
 
 def planted(pair: Pair, share: float, shape: Shape, phase: int) -> Pair:
@@ -177,10 +179,10 @@ def report(machine: Mapping[str, Any], torch: str, lines: Lines, gates: Lines) -
 
 {machines.summary(machine)}, torch {torch}, {formats.moment(times[0])} to
 {formats.moment(times[-1])}.
-`make aa` measures and writes this page. The machine was crowded where others kept a quarter of a
-processor or more busy meanwhile, and quiet elsewhere. A planted slowdown is a loop that takes a
-share of the CPU time of the step before; x% is its part of the total, whatever steps it falls on
-({shapes}).
+`stepbench selfcheck gate` measures and writes this page. The machine was crowded where others kept
+a quarter of a processor or more busy meanwhile, and quiet elsewhere. A planted slowdown is a loop
+that takes a share of the CPU time of the step before; x% is its part of the total, whatever steps
+it falls on ({shapes}).
 
 ## Live
 

@@ -1,12 +1,14 @@
 """The published error rates, from pairs made by hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from benchmarks import aa_rates
-from benchmarks.aa_rates import (
+from stepbench.records.pair import Block, Pair
+from stepbench.selfcheck import alarm_rates
+from stepbench.selfcheck.alarm_rates import (
     SHAPES,
     asv_rate,
     both_ways,
@@ -18,7 +20,6 @@ from benchmarks.aa_rates import (
     rate,
     simulated,
 )
-from stepbench.records.pair import Block, Pair
 
 STEPS = 10
 
@@ -58,12 +59,12 @@ def test_an_exact_interval_by_hand():
 def test_a_planted_cost_is_in_the_total_and_on_its_steps(shape):
     flat = (Block(step_s=(1.0,) * 30, cpu_s=(1.0,) * 30, delay_s=(0.0,) * 30),) * 2
     [pair] = pairs(1)
-    slow = planted(aa_rates.replace(pair, reference=flat, candidate=flat), 0.05, shape, 0)
+    slow = planted(replace(pair, reference=flat, candidate=flat), 0.05, shape, 0)
     assert slow.log_ratio("cpu_total") == pytest.approx(math.log(1.05))
     assert slow.log_ratio("wall_total") == pytest.approx(math.log(1.05))
     steps = [s for block in slow.candidate for s in block.step_s]
     assert sum(s > 1.001 for s in steps) == len(steps) * shape.hits // shape.period
-    shifted = planted(aa_rates.replace(pair, candidate=flat), 0.05, shape, shape.period - 1)
+    shifted = planted(replace(pair, candidate=flat), 0.05, shape, shape.period - 1)
     hit = [s > 1.001 for block in shifted.candidate for s in block.step_s]
     assert hit[0] == (shape.period == shape.hits)
 
@@ -87,10 +88,10 @@ def test_a_drifting_machine_fools_asv():
 
 
 def test_the_tables_name_what_they_are_of(monkeypatch):
-    monkeypatch.setattr(aa_rates, "SIMULATED", 20)
-    monkeypatch.setattr(aa_rates, "RESAMPLED", 10)
+    monkeypatch.setattr(alarm_rates, "SIMULATED", 20)
+    monkeypatch.setattr(alarm_rates, "RESAMPLED", 10)
     lines = [
-        {"workload": "gpt-tiny", "condition": name, "pair": aa_rates.rounded(pair)}
+        {"workload": "gpt-tiny", "condition": name, "pair": alarm_rates.rounded(pair)}
         for name in ("quiet", "crowded")
         for pair in pairs(20)
     ]

@@ -1,16 +1,17 @@
 """Do the intervals keep their promise? The default sweep, again and again under a changing load.
 
-Not for ASV: `make agreement` measures what `make bench` does on one rank, in 8 rounds, twice, while
-other processes keep processors busy or leave them alone at random. It prints how often each sweep's
-ratios lie in the other's intervals, beside how often they would if nothing but chance told the two
-apart. Sweeps lie under results/agreement/<machine>/; an interrupted one is gone on with.
+`stepbench selfcheck intervals` measures what `make bench` does on one rank, in 8 rounds, twice,
+while other processes keep processors busy or leave them alone at random. It tells how often each
+sweep's ratios lie in the other's intervals, beside how often they would if nothing but chance told
+the two apart. Sweeps lie under results/agreement/<machine>/; an interrupted one is gone on with.
 """
 
-import argparse
+from __future__ import annotations
+
 import itertools
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -19,29 +20,32 @@ import numpy as np
 from scipy.stats import binomtest
 from tabulate import tabulate
 
-from benchmarks import accumulation, checkpointing, precision, product
 from stepbench.errors import StepbenchError
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.sweep import claimed_machine, close_sweep, open_sweep, sweep
 from stepbench.records import machine as machines
 from stepbench.records.case import Case
-from stepbench.records.machine import device_type
 from stepbench.records.run import Record
 from stepbench.report import formats
 from stepbench.stats import measures
 from stepbench.stats.measures import Estimate
 from stepbench.store import RunFile, read_all
-from stepbench.training.techniques import parse
-from stepbench.training.workloads import canonical
+from stepbench.training.choice import product
+from stepbench.training.workloads import canonical, default
 from stepbench.versions import MEASURE_VERSION
 
 ROUNDS = 8
-CLASSES = (
-    precision.Precision,
-    accumulation.Accumulation,
-    checkpointing.Checkpointing,
-    product.Product,
-    product.ProductFp16,
+# What `make bench` measures on one rank: a test holds it against benchmarks/.
+PRODUCTS = (
+    (("fp32", "tf32", "fp16", "bf16"),),
+    (("accum1", "accum2", "accum4", "accum8"),),
+    (("ckpt0", "ckpt1", "ckpt2", "ckpt3", "ckpt-sqrt", "ckpt-selective"),),
+    (
+        ("fp32", "bf16"),
+        ("accum1", "accum2", "accum4"),
+        ("ckpt0", "ckpt1", "ckpt2", "ckpt-selective"),
+    ),
+    (("fp16",), ("accum4",), ("ckpt2",)),
 )
 DRAWS = 100_000
 # Keeps a processor busy or leaves it alone, in turn, each for a random time of 5 s in the mean.
@@ -57,18 +61,10 @@ while os.getppid() == parent:
 """
 
 
-def cases(device: str, workload: str | None) -> list[Case]:
-    """What `make bench` measures on one device, of its workloads or of another one."""
-    return list(
-        dict.fromkeys(
-            Case(
-                workload=canonical(workload or one.workload[device]),
-                combination=parse("+".join(names)),
-            )
-            for one in CLASSES
-            for names in itertools.product(*one.params)
-        )
-    )
+def cases(workload: str) -> list[Case]:
+    """What `make bench` measures on one rank, of a workload."""
+    combinations = dict.fromkeys(one for names in PRODUCTS for one in product(names))
+    return [Case(workload=workload, combination=one) for one in combinations]
 
 
 @contextmanager
@@ -84,16 +80,18 @@ def changing_load(processes: int) -> Iterator[None]:
             one.wait()
 
 
-def measured(results: Path, wanted: int, cores: int, workload: str | None) -> list[RunFile]:
+def measured(
+    results: Path, wanted: int, cores: int, workload: str, tell: Callable[[str], None]
+) -> list[RunFile]:
     """The newest `wanted` sweeps of this ruler, measuring those that are missing."""
     while len(known := _closed(results)) < wanted:
         file = open_sweep(results, Settings(rounds=ROUNDS), project=Path.cwd())
         with changing_load(cores):
             sweep(
                 file,
-                cases(device_type(file.run.machine), workload),
+                cases(workload),
                 deadline_s=Settings().deadline_s,
-                done=lambda record: print(f"{record.case}: {record.outcome}", file=sys.stderr),
+                done=lambda record: tell(f"{record.case}: {record.outcome}"),
                 out_of_time=lambda: False,
             )
             close_sweep(file)
@@ -165,7 +163,8 @@ def report(files: Sequence[RunFile]) -> str:
             "# Do the intervals keep their promise?",
             "",
             f"{machines.summary(run.machine)}, torch {' and '.join(versions)}, ruler "
-            f"{run.measure_version}. `make agreement` measures and writes this page.",
+            f"{run.measure_version}. "
+            "`stepbench selfcheck intervals` measures and writes this page.",
             "",
             f"What `make bench` measures on one rank, of {files[0].records[0].case.workload}, in "
             f"{ROUNDS} rounds, {len(files)} times. "
@@ -263,24 +262,16 @@ def every_case(files: Sequence[RunFile]) -> str:
     return tabulate(rows, headers, "pipe", disable_numparse=True)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sweeps", type=int, default=2)
-    parser.add_argument("--workload", help="another than `make bench` measures")
-    parser.add_argument("--results", type=Path, default=Path("results/agreement"))
-    asked = parser.parse_args()
-    if asked.sweeps < 2:
-        raise StepbenchError(f"--sweeps {asked.sweeps}: two are needed to agree")
+def check(workload: str | None, sweeps: int, results: Path, tell: Callable[[str], None]) -> str:
+    """Measure the sweeps that are missing and write the page; returns its text, in Markdown.
+
+    Raises:
+        StepbenchError: fewer than two sweeps, or no such workload.
+    """
+    if sweeps < 2:
+        raise StepbenchError(f"{sweeps} sweeps: two are needed to agree")
     machine = claimed_machine()
-    files = measured(asked.results, asked.sweeps, int(machine["cores"]), asked.workload)
-    text = report(files)
-    (asked.results / machine["name"] / "README.md").write_text(text, encoding="utf-8")
-    print(text)
-    return 0
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except StepbenchError as error:
-        sys.exit(f"agreement: {error}")
+    name = canonical(workload or default(machine))
+    text = report(measured(results, sweeps, int(machine["cores"]), name, tell))
+    (results / machine["name"] / "README.md").write_text(text, encoding="utf-8")
+    return text

@@ -1,27 +1,27 @@
 """How often is the gate wrong on this machine? Equal trees and planted slowdowns, measured.
 
-Not for ASV: `make aa` measures pairs of equal trees with their raw steps, and whole gates of equal
-trees and of planted slowdowns, on three workloads, on the machine as it is and beside busy
-processes. Quiet is where others kept less than a quarter of a processor busy. It prints how often
-the rule was right (`aa_rates`). Every start's pairs and every gate are added to a file under
+`stepbench selfcheck gate` measures pairs of equal trees with their raw steps, and whole gates of
+equal trees and of planted slowdowns, on three workloads, on the machine as it is and beside busy
+processes. Quiet is where others kept less than a quarter of a processor busy. It tells how often
+the rule was right (`alarm_rates`). Every start's pairs and every gate are added to a file under
 results/aa/<machine>/ when they are there, so that the same command goes on after an interruption;
-larger numbers in its arguments add to what there is.
+larger numbers add to what there is.
 """
 
-import argparse
-import os
+from __future__ import annotations
+
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from benchmarks.aa_rates import CONDITIONS, LEAST_PAIRS, SHAPES, Condition, Shape, report, rounded
 from stepbench.errors import StepbenchError
 from stepbench.gate.gate import SETTINGS, Session
 from stepbench.gate.trees import Project, Tree
@@ -29,6 +29,14 @@ from stepbench.measuring.pairs import Ring, order_of
 from stepbench.measuring.sweep import claimed_machine
 from stepbench.records.case import Case
 from stepbench.records.pair import Pair, Side
+from stepbench.selfcheck.alarm_rates import (
+    LEAST_PAIRS,
+    SHAPES,
+    Condition,
+    Shape,
+    report,
+    rounded,
+)
 from stepbench.selfcheck.journal import add, opened, read
 from stepbench.stats.noise import FOREIGN_CORES
 from stepbench.stats.rule import PAIRS_A_START
@@ -40,6 +48,7 @@ WORKLOADS = ("gpt-tiny", "cnn-tiny", "gpt-1m@batch=32")
 GATED = WORKLOADS[:2]
 PLANTED_PERCENT = 5
 CASE = Case(workload="planted:workload")
+Tell = Callable[[str], None]
 # The cost is a share of the CPU time of the step before: it grows with the step, whatever the
 # machine makes of that.
 PLANTED = '''
@@ -72,6 +81,26 @@ def workload():
     plain = load("{workload}")
     return replace(plain, call=Slowed(plain.call))
 '''
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """How much is to be measured, in all.
+
+    `pairs` are of each workload and condition, `equal` live gates of equal trees, and `planted`
+    live gates of a planted slowdown of each shape; `busy` processes run beside crowded pairs.
+    """
+
+    pairs: int
+    equal: int
+    planted: int
+    conditions: Sequence[Condition]
+    busy: int
+    results: Path
+
+    def __post_init__(self) -> None:
+        if self.pairs < LEAST_PAIRS:
+            raise StepbenchError(f"{self.pairs} pairs: there must be at least {LEAST_PAIRS}")
 
 
 @contextmanager
@@ -118,7 +147,9 @@ def condition_of(pairs: Sequence[Pair]) -> Condition:
     return "quiet" if foreign < FOREIGN_CORES else "crowded"
 
 
-def measure_pairs(file: Path, machine: dict[str, Any], condition: Condition, wanted: int) -> None:
+def measure_pairs(
+    file: Path, machine: dict[str, Any], condition: Condition, wanted: int, tell: Tell
+) -> None:
     """Add pairs of equal trees, a start of each workload in turn, until there are `wanted`.
 
     Raises:
@@ -129,18 +160,21 @@ def measure_pairs(file: Path, machine: dict[str, Any], condition: Condition, wan
         workload = min(WORKLOADS, key=known.count)
         if (done := known.count(workload)) >= wanted:
             return
-        print(f"{workload}, {condition}: {done} of {wanted} pairs", file=sys.stderr)
+        tell(f"{workload}, {condition}: {done} of {wanted} pairs")
         add_start(file, machine, workload)
-    raise StepbenchError(f"too few pairs were measured on a {condition} machine; see --busy")
+    raise StepbenchError(
+        f"too few pairs were measured on a {condition} machine, of {wanted} a workload; more busy "
+        "processes crowd it, and fewer others leave it quiet"
+    )
 
 
 def add_start(file: Path, machine: dict[str, Any], workload: str) -> None:
     """One start of both interpreters, and its pairs."""
     index = PAIRS_A_START * sum(line["workload"] == workload for line in read(file))
     with trees(workload, 0, SHAPES["uniform"]) as (old, new):
-        sides = (Side(case=CASE, tree=str(tree.folder)) for tree in (old, new))
+        reference, candidate = (Side(case=CASE, tree=str(tree.folder)) for tree in (old, new))
         begins = order_of(index // PAIRS_A_START)
-        with Ring(*sides, machine, SETTINGS, begins) as ring:
+        with Ring(reference, candidate, machine, SETTINGS, begins) as ring:
             pairs = [
                 ring.pair("ping-pong", order_of(index + more)) for more in range(PAIRS_A_START)
             ]
@@ -149,7 +183,9 @@ def add_start(file: Path, machine: dict[str, Any], workload: str) -> None:
         add(file, {**about, "pair": rounded(pair)})
 
 
-def run_gates(file: Path, machine: dict[str, Any], percent: int, shape: str, wanted: int) -> None:
+def run_gates(
+    file: Path, machine: dict[str, Any], percent: int, shape: str, wanted: int, tell: Tell
+) -> None:
     """Run whole gates, time and counters, until there are `wanted` of this shape, by workload."""
     kind = {"percent": percent, "shape": shape}
     while True:
@@ -157,7 +193,7 @@ def run_gates(file: Path, machine: dict[str, Any], percent: int, shape: str, wan
         if len(known) >= wanted:
             return
         workload = min(GATED, key=known.count)
-        print(f"{workload}: {percent}% {shape}, {len(known)} of {wanted} gates", file=sys.stderr)
+        tell(f"{workload}: {percent}% {shape}, {len(known)} of {wanted} gates")
         with trees(workload, percent, SHAPES[shape]) as (old, new):
             session = Session(old, new, [CASE], machine)
             session.run()
@@ -176,42 +212,22 @@ def run_gates(file: Path, machine: dict[str, Any], percent: int, shape: str, wan
         add(file, {**kind, "workload": workload, "at": now(), **told})
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=40, help="of each workload and condition")
-    parser.add_argument("--equal", type=int, default=30, help="live gates of equal trees")
-    parser.add_argument(
-        "--planted", type=int, default=3, help="live gates of a planted 5%% a shape"
-    )
-    parser.add_argument("--conditions", nargs="*", choices=CONDITIONS, default=CONDITIONS)
-    parser.add_argument(
-        "--busy",
-        type=int,
-        default=len(os.sched_getaffinity(0)),
-        help="busy processes beside crowded pairs",
-    )
-    parser.add_argument("--results", type=Path, default=Path("results/aa"))
-    asked = parser.parse_args()
-    if asked.pairs < LEAST_PAIRS:
-        raise StepbenchError(f"--pairs {asked.pairs}: there must be at least {LEAST_PAIRS}")
+def check(plan: Asked, tell: Tell) -> str:
+    """Measure what is missing and write the page; returns its text, in Markdown.
+
+    Raises:
+        StepbenchError: the files were measured on something else, or see `measure_pairs`.
+    """
     machine = claimed_machine()
-    folder = asked.results / machine["name"]
+    folder = plan.results / machine["name"]
     pairs = opened(folder / "pairs.jsonl", machine)
     gates = opened(folder / "gates.jsonl", machine)
-    for name in asked.conditions:
-        with busy(asked.busy if name == "crowded" else 0):
-            measure_pairs(pairs, machine, name, asked.pairs)
+    for name in plan.conditions:
+        with busy(plan.busy if name == "crowded" else 0):
+            measure_pairs(pairs, machine, name, plan.pairs, tell)
     for shape in SHAPES:
-        run_gates(gates, machine, PLANTED_PERCENT, shape, asked.planted)
-    run_gates(gates, machine, 0, "uniform", asked.equal)
+        run_gates(gates, machine, PLANTED_PERCENT, shape, plan.planted, tell)
+    run_gates(gates, machine, 0, "uniform", plan.equal, tell)
     text = report(machine, torch.__version__, read(pairs), read(gates))
     (folder / "README.md").write_text(text, encoding="utf-8")
-    print(text)
-    return 0
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except StepbenchError as error:
-        sys.exit(f"aa: {error}")
+    return text
