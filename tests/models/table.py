@@ -28,7 +28,7 @@ from stepbench.training.libraries import without_others
 from stepbench.training.techniques import compiling, parse, plan_of
 from tests.models.explained import EXPLAINED
 
-SETTINGS = Settings(rounds=1, extra_rounds=0, max_steps=6, min_steps=6)
+SETTINGS = Settings(rounds=1, extra_rounds=0, max_steps=6, min_steps=6, deadline_s=90.0)
 BACKEND = "aot_eager"
 NOT_JUDGED = "loss not judged"
 

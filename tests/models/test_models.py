@@ -29,6 +29,8 @@ def outcome_of(workload: str, combination: str) -> Outcome:
         ("frozen:one_left_out", "ckpt1+fsdp2"),
         ("frozen:one_left_out", "ddp-unused"),
         ("frozen:branching", "ddp-unused"),
+        ("frozen:branching", "adamw-fused"),
+        ("frozen:branching", "adafactor"),
         ("frozen:sparse", "accum2"),
         ("frozen:sparse", "ddp"),
         ("language:gpt2", "bf16"),

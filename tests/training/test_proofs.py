@@ -61,8 +61,9 @@ def counters_of(name):
     loop, site = build(tiny(), parse(name), CPU)
     batches = Batches(tiny(), site.plan)
     train_step(loop, next(batches), site)
-    counted = count(loop, lambda of: train_step(of, next(batches), site), **elements(loop, CPU))
-    return replace(counted, learning_rates=(3e-4,) * 5, epoch_batches=100)
+    counted = count(loop, lambda of: train_step(of, next(batches), site))
+    told = elements(loop, CPU)
+    return replace(counted, **told, learning_rates=(3e-4,) * 5, epoch_batches=100)
 
 
 def test_each_objects_to_a_step_without_it():
@@ -123,7 +124,12 @@ def test_what_only_a_device_does_is_seen_by_its_own_counters():
 
 def test_a_part_of_it_is_not_enough():
     plain = replace(counters_of("baseline"), **ON_A_DEVICE)
-    half_updated = {"updated_elements": 1000, "state_elements": {"float32": 1000}}
+    half_updated = {
+        "updated_elements": 1000,
+        "kept_elements": 1000,
+        "state_elements": {"float32": 1000},
+    }
+    half_kept = {"gradient_elements": 2000, "updated_elements": 2000, "kept_elements": 1000}
     partly = {
         "offload-activations": {"saved_host_bytes": 500},
         "offload-optimizer": {"host_state_elements": 100},
@@ -140,6 +146,11 @@ def test_a_part_of_it_is_not_enough():
             "gradient_elements": 2000,
             "state_elements": {"float32": 2000},
             "operators": {"aten._fused_adamw_": 1},
+        },
+        "adamw-loop": {
+            **half_kept,
+            "state_elements": {"float32": 2000},
+            "operators": {"aten.addcdiv_": 1},
         },
         "adafactor": {**half_updated, "gradient_elements": 1000},
         "adam8bit": {"large_elements": 800, "state_elements": {"float32": 600, "uint8": 400}},
@@ -177,3 +188,14 @@ def test_what_shards_leave_in_host_memory_is_not_held_against_another_axis():
     on_device = find("on-device")[1].proof
     assert on_device(seen, plan_of(parse("fsdp2-offload"))) is None
     assert on_device(seen, plan_of(parse("fsdp2")))
+
+
+def test_state_of_what_had_a_gradient_before_is_the_optimizers_too():
+    """A block that did not run in the step that was counted, and did in another."""
+    plain = counters_of("adamw-loop")
+    fewer = replace(
+        plain, updated_elements=plain.updated_elements // 2, gradient_elements=plain.elements // 2
+    )
+    for name, state in (("adamw-loop", 2 * plain.elements), ("adafactor", plain.elements // 50)):
+        seen = replace(fewer, state_elements={"float32": state})
+        assert find(name)[1].proof(seen, plan_of(parse(name))) is None, name

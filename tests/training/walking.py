@@ -140,10 +140,11 @@ class Walk:
                 loop,
                 lambda of: train_step(of, next(batches), site),
                 ranks=ranks,
-                **elements(loop, CPU),
             )
         counters = replace(
-            counters, learning_rates=tuple(rates[0] for rates in parity.learning_rates)
+            counters,
+            learning_rates=tuple(rates[0] for rates in parity.learning_rates),
+            **elements(loop, CPU),
         )
         objections = (
             f"{technique.name}: {reason}"

@@ -271,13 +271,15 @@ class Measured(Subject):
             threads=self.threads,
             ran_threads=ran_threads(self.threads) if self.threads else 0,
             pinned=any(leaf.is_pinned() for leaf in tree_leaves(self.first)),
-            **elements(self.loop, self.device),
         )
         # Each rank sees its shard and its micro-batches only.
         changed = bool(self.group.worst(counted.parameters_changed))
         shares = self.group.mean(counted.shares)
         return boundary.pause_s, dataclasses.replace(
-            counted, shares=shares, parameters_changed=changed
+            counted,
+            shares=shares,
+            parameters_changed=changed,
+            **elements(self.loop, self.device),
         )
 
     def _seen(self) -> dict[str, Any]:

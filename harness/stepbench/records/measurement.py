@@ -70,6 +70,8 @@ class Counters(Jsonable):
         elements: parameters' elements that this rank holds.
         trained_elements: those of them that its optimizer was given.
         updated_elements: those of them that had a gradient.
+        kept_elements: those of them that its optimizer keeps state for: all that had a gradient in
+            any step.
         large_elements: those of them again in tensors that 8-bit optimizers take: of 4096 elements
             or more, in whole blocks of 256.
         gradient_elements: elements that this rank holds of all gradients.
@@ -135,6 +137,7 @@ class Counters(Jsonable):
     elements: int = 0
     trained_elements: int = 0
     updated_elements: int = 0
+    kept_elements: int = 0
     large_elements: int = 0
     gradient_elements: int = 0
     sparse_gradients: int = 0

@@ -11,6 +11,7 @@ from stepbench.measuring.probes.memory import (
     local,
     optimizer_state,
     own_optimizer,
+    parameters_with_state,
     plain_tensors,
 )
 from stepbench.training.types import Loop
@@ -37,7 +38,8 @@ def gradients(loop: Loop) -> dict[str, int]:
 def elements(loop: Loop, device: torch.device) -> dict[str, Any]:
     """The fields of Counters about this rank's parameters and its optimizer's state.
 
-    `device` is what the loop computes on: state elsewhere is on the host.
+    `device` is what the loop computes on: state elsewhere is on the host. To be called after the
+    step that was counted: the first gradient of a parameter makes its state.
     """
     groups = own_optimizer(loop).param_groups
     kept: Counter[str] = Counter()
@@ -50,6 +52,7 @@ def elements(loop: Loop, device: torch.device) -> dict[str, Any]:
     return {
         "elements": sum(local(parameter).numel() for parameter in loop.model.parameters()),
         "trained_elements": sum(local(one).numel() for group in groups for one in group["params"]),
+        "kept_elements": sum(local(one).numel() for one in parameters_with_state(loop)),
         "host_state_elements": on_host,
         "adapted_layers": dict(
             Counter(

@@ -231,6 +231,12 @@ def optimizer_state(loop: Loop) -> Iterator[tuple[str, Tensor]]:
                     yield name, value
 
 
+def parameters_with_state(loop: Loop) -> Iterator[Tensor]:
+    """Those of this rank's parameters that its optimizer keeps something for."""
+    for optimizer in inner_optimizers(loop):
+        yield from (one for one, kept in optimizer.state.items() if kept)
+
+
 def host_bytes() -> int:
     """Host memory of this process and its children, shared pages split among who shares them."""
     this = psutil.Process()

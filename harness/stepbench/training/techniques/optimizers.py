@@ -120,7 +120,9 @@ def _updated_by(copies: int, operator: str | None = None) -> Callable[[Counters,
                 "torch's momentum of sparse gradients grows with every step: make embeddings with "
                 "sparse=False"
             )
-        kept, expected = sum(counters.state_elements.values()), copies * _updated(counters)
+        if reason := _without_state(counters):
+            return reason
+        kept, expected = sum(counters.state_elements.values()), copies * counters.kept_elements
         if kept != expected:
             return f"the optimizer keeps {kept} elements, not {expected}"
         if counters.group_ranks == 0 and counters.updated_elements < counters.gradient_elements:
@@ -135,9 +137,13 @@ def _updated_by(copies: int, operator: str | None = None) -> Callable[[Counters,
     return proof
 
 
-def _updated(counters: Counters) -> int:
-    """Elements with a gradient; all that are trained where backward has moved gradients away."""
-    return counters.updated_elements if counters.gradient_elements else counters.trained_elements
+def _without_state(counters: Counters) -> str | None:
+    """What had a gradient and no state; of all that is trained where backward moved it away."""
+    moved = not counters.gradient_elements
+    updated = counters.trained_elements if moved else counters.updated_elements
+    if counters.kept_elements >= updated:
+        return None
+    return f"the optimizer keeps state for {counters.kept_elements} of {updated} elements"
 
 
 def _proof_loop(counters: Counters, plan: Plan) -> str | None:
@@ -149,10 +155,10 @@ def _proof_loop(counters: Counters, plan: Plan) -> str | None:
 
 def _proof_sublinear(counters: Counters, plan: Plan) -> str | None:
     kept = sum(counters.state_elements.values())
-    if 0 < kept < _updated(counters):
-        return None
+    if kept < counters.kept_elements:
+        return _without_state(counters)
     return (
-        f"the optimizer keeps {kept} elements for {_updated(counters)} parameters: its "
+        f"the optimizer keeps {kept} elements for {counters.kept_elements} parameters: its "
         "second moment is not factored"
     )
 
