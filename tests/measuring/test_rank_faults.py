@@ -393,6 +393,13 @@ def test_who_left_the_others_waiting():
     assert guilty([WAITING, said()]).reason.startswith("rank 1 left before rank 0 had done: ")
 
 
+def test_ranks_that_wait_for_each_other_are_told_what_to_choose():
+    told = ": all ranks wait, as where a block runs on some of them only: choose ddp-unused"
+    assert guilty([WAITING, WAITING]).reason == f"rank 0: late{told}"
+    assert told not in guilty([WAITING, said()]).reason
+    assert told not in guilty([WAITING]).reason
+
+
 def test_a_group_is_out_of_memory_as_its_rank_is():
     outcome = guilty([LEFT, SHORT])
     assert (outcome.kind, outcome.phase) == ("oom", "forward")

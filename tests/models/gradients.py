@@ -12,13 +12,13 @@ def adamw(parameters):
     return torch.optim.AdamW(parameters, lr=3e-4)
 
 
-class _Clamped(torch.autograd.Function):
-    """A step function whose gradient is passed straight through (Bengio et al. 2013)."""
+class _Signs(torch.autograd.Function):
+    """Signs, at each sample's scale; the gradient goes straight through (Bengio et al. 2013)."""
 
     @staticmethod
     def forward(ctx, hidden):
         ctx.save_for_backward(hidden)
-        return torch.where(hidden > 0, 1.0, -1.0) * hidden.abs().mean()
+        return torch.where(hidden > 0, 1.0, -1.0) * hidden.abs().mean(-1, keepdim=True)
 
     @staticmethod
     def backward(ctx, gradient):
@@ -31,7 +31,7 @@ class StraightThrough(Stack):
 
     def forward(self, hidden):
         for block in self.blocks:
-            hidden = hidden + 0.1 * _Clamped.apply(block(hidden))
+            hidden = hidden + 0.1 * _Signs.apply(block(hidden))
         return self.head(hidden)
 
 

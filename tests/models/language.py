@@ -129,6 +129,29 @@ def contrastive():
     )
 
 
+def _redundancy(outputs, _):
+    """What the two views' features tell about each other (Zbontar et al. 2021)."""
+    left, right = ((one - one.mean(0)) / (one.std(0) + 1e-3) for one in outputs)
+    correlation = left.T @ right / len(left)
+    return (correlation - torch.eye(len(correlation))).square().mean()
+
+
+class TwoViews(Towers):
+    def forward(self, pair):
+        return self.left(pair[0]), self.right(pair[1])
+
+
+def redundancy_reduction():
+    """A loss over the batch's statistics, of which the owner does not say so."""
+    return replace(
+        contrastive(),
+        model=TwoViews,
+        loss=_redundancy,
+        batch_dependent=None,
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=3e-4),
+    )
+
+
 class Attending(nn.Module):
     """A block of nanoGPT: one layer for query, key and value, GELU, no bias."""
 

@@ -30,7 +30,6 @@ class RunningMeans(Stack):
 
 
 def buffers_in_forward():
-    """The owner does not say that a sample's output depends on its batch."""
     return workload(RunningMeans, optimizer=adamw)
 
 

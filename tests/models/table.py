@@ -45,6 +45,7 @@ MODELS = {
     "selective recurrence": "language:selective_recurrence",
     "uneven padding": "language:uneven_padding",
     "two towers, contrastive": "language:contrastive",
+    "two views, batch not said": "language:redundancy_reduction",
     "vision transformer": "vision:vision_transformer",
     "ResNet-18": "vision:resnet",
     "diffusion U-Net": "vision:diffusion",

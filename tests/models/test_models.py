@@ -52,13 +52,16 @@ def test_an_honest_model_is_ok(workload, combination):
         ("frozen:one_left_out", "ddp", "failed", "choose ddp-unused"),
         ("language:mixture_of_experts", "ddp", "failed", "gradient on one rank only: choose ddp"),
         ("language:mixture_of_experts", "fsdp2", "failed", "one rank only: choose ddp-unused"),
+        ("language:redundancy_reduction", "accum2", "invalid", "say batch_dependent=True"),
+        ("gradients:gradient_penalty", "compile", "unsupported", "no gradient of a gradient"),
         ("frozen:sparse", "fsdp2", "unsupported", "make embeddings with sparse=False"),
         ("frozen:sparse", "sgd", "unsupported", "momentum of sparse gradients grows"),
         ("language:lstm", "lora8", "unsupported", "no layer to adapt but its output's, fc"),
         ("vision:resnet", "bf16+fsdp2", "unsupported", "choose ddp or zero1"),
     ],
 )
-def test_a_reason_names_the_remedy(workload, combination, kind, told):
+def test_a_reason_names_the_remedy(monkeypatch, workload, combination, kind, told):
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
     outcome = outcome_of(workload, combination)
     assert outcome.kind == kind, outcome
     assert told in outcome.reason

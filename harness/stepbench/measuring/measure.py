@@ -234,7 +234,7 @@ def _judged(
             kind="invalid",
             reason="loss, gradient norm or update at the same parameters differs from "
             f"{against}'s by {difference:.1e}, more than the {allowed:.1e} that "
-            f"{case.combination} may",
+            f"{case.combination} may{_remedy(case, workload)}",
         )
     drifted = max(drift(*pair) for pair in pairs)
     return _ok(
@@ -246,6 +246,14 @@ def _judged(
         *_about(rounds[0].case),
         crowded(case, rounds[0].case.environment),
     )
+
+
+def _remedy(case: Case, workload: Workload) -> str:
+    """What to say of a workload whose batch in parts gave another loss than the whole."""
+    parts = plan_of(case.combination).micro_batches * case.ranks
+    if parts == 1 or workload.batch_dependent:
+        return ""
+    return "; if samples see their batch, say batch_dependent=True"
 
 
 def _ok(*notes: str | None) -> Outcome:

@@ -34,6 +34,10 @@ KNOWN: dict[str, tuple[OutcomeKind, str]] = {
         "the ranks exchanged unlike tensors, as where a branch or an expert gives a parameter a "
         "gradient on one rank only: choose ddp-unused",
     ),
+    "aot_autograd does not currently support double backward": (
+        "unsupported",
+        "torch.compile takes no gradient of a gradient, as a penalty on gradients is: leave it out",
+    ),
     **dict.fromkeys(
         (
             "does not support sparse gradients",

@@ -274,6 +274,8 @@ def guilty(ended: Sequence[Ended]) -> Outcome:
         who = f"rank {blames.index(RIGHT)} left before rank {rank} had done: "
     if one.death is not None:
         kind, reason = in_known_words(one.death) or ("failed", one.death)
+        if len(ended) > 1 and set(blames) == {WAITED}:
+            reason += ALL_WAIT
         return Outcome(kind=kind, reason=f"{who}{reason}", traceback=one.traceback or stack)
     outcome = Outcome.from_json(one.answer["outcome"])
     if outcome.kind == "unsupported":
@@ -283,6 +285,7 @@ def guilty(ended: Sequence[Ended]) -> Outcome:
 
 # Where a victim stands: in a collective, or where the ruler reads what one gives.
 WAITING_IN = ("torch/", "stepbench/measuring/")
+ALL_WAIT = ": all ranks wait, as where a block runs on some of them only: choose ddp-unused"
 # How surely a rank is to blame, surest first.
 RAISED, DIED, STOOD, SAW_ANOTHER_LEAVE, WAITED, RIGHT = range(6)
 
