@@ -11,8 +11,9 @@ from __future__ import annotations
 import dataclasses
 import random
 import statistics
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -131,9 +132,17 @@ class _Repeating(Subject):
         return max(relative_difference([one], [other]) for one, other in figures)
 
     def _call(self, host: HostBatch) -> None:
-        """The forward passes of a step; eager, whatever is compiled."""
-        loop = dataclasses.replace(self.loop, backward=lambda loss: None, update=lambda: None)
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        """The forward passes of a step; eager, whatever is compiled.
+
+        As if each had another micro-batch behind it: ranks do not wait for its gradients.
+        """
+        loop = dataclasses.replace(
+            self.loop,
+            backward=lambda loss: None,
+            update=lambda: None,
+            around=tuple(partial(_never_last, around) for around in self.loop.around),
+        )
+        with torch.compiler.set_stance("force_eager"):
             train_step(loop, host, self.site)
 
 
@@ -166,6 +175,12 @@ class PlainData:
             return _same(batch, self.batch(number)) or not _same(
                 self.batch(number), self.batch(number)
             )
+
+
+def _never_last(
+    around: Callable[[bool], AbstractContextManager[Any]], last: bool
+) -> AbstractContextManager[Any]:
+    return around(False)
 
 
 def _same(one: HostBatch, other: HostBatch) -> bool:

@@ -36,12 +36,13 @@ class Passes:
     def note(self, index: int, output: Any) -> None:
         """Note a block that has run forward, and its output's gradient when it comes."""
         self.forward.append(index)
-        run = len(self.forward)
         reached: set[int] = set()
 
         def given(gradient: Tensor) -> None:
-            if run not in reached:  # of several outputs the first counts
-                reached.add(run)
+            # Of several outputs the first counts, in each backward pass: a gradient of a gradient
+            # comes in a second one.
+            if (backward := torch._C._current_graph_task_id()) not in reached:
+                reached.add(backward)
                 self.backward.append(index)
 
         for leaf in tree_leaves(output):
