@@ -44,7 +44,7 @@ from stepbench.training.workloads import of_case
 CUDA_DIFFERENCE = 1e-3
 # Ranks that share their mathematics with other ranks still add up in another order.
 RANKS_DIFFERENCE = 1e-3
-DRAWS = "the model draws random numbers, which move a step's figures"
+DRAWS = "the model draws random numbers or moves buffers, which moves a step's figures"
 # What may round may draw otherwise: so many times what two draws of one step were apart.
 OF_DRAWS = 3
 NOT_JUDGED = "it is other mathematics than the baseline"

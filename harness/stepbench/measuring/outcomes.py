@@ -28,6 +28,11 @@ KNOWN: dict[str, tuple[OutcomeKind, str]] = {
         "failed",
         "some parameters got no gradient in a step, which ddp waits for: choose ddp-unused",
     ),
+    "'DistributedDataParallel' object has no attribute": (
+        "failed",
+        "call= asks the model for a method that DDP's wrapper lacks: call the model itself, whose "
+        "forward may return the loss",
+    ),
     # gloo's, which ends the process that was sent more than it asked for.
     "op.preamble.length <= op.nbytes": (
         "failed",
@@ -37,6 +42,14 @@ KNOWN: dict[str, tuple[OutcomeKind, str]] = {
     "aot_autograd does not currently support double backward": (
         "unsupported",
         "torch.compile takes no gradient of a gradient, as a penalty on gradients is: leave it out",
+    ),
+    "`fused=True` requires all the params to be floating point": (
+        "unsupported",
+        "torch's fused optimizers take no complex parameters: choose adamw-foreach",
+    ),
+    "FSDP expects uniform original parameter dtype": (
+        "unsupported",
+        "FSDP2 takes no parameters of several types in one block: choose ddp",
     ),
     **dict.fromkeys(
         (

@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 
 from stepbench.measuring.probes.blocks import block_passes, recomputing
 from stepbench.measuring.probes.elements import gradients
-from stepbench.measuring.probes.memory import entries, local, plain_tensors
+from stepbench.measuring.probes.memory import entries, local, plain_tensors, reals
 from stepbench.measuring.probes.parity import whole_norm
 from stepbench.measuring.probes.rounding import Rounding
 from stepbench.records.measurement import Counters
@@ -303,7 +303,7 @@ def _over(root: Tensor, loss: Tensor) -> float:
 
 def _checksums(model: nn.Module) -> list[float]:
     parameters = (local(p.detach()) for p in model.parameters() if p.requires_grad)
-    return [float(one.double().sum()) for one in parameters]
+    return [float(reals(one).double().sum()) for one in parameters]
 
 
 def _parts(nested: Any) -> Iterator[Tensor]:

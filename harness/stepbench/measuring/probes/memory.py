@@ -166,6 +166,11 @@ def entries(gradient: Tensor) -> Tensor:
     return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
+def reals(tensor: Tensor) -> Tensor:
+    """The tensor, or the real and imaginary parts of a complex one."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
 def plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
     """The tensors with storages of their own that a tensor is made of: codes and scales."""
     held: Any = local(tensor)

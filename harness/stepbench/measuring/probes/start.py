@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from stepbench.measuring.probes.memory import entries, inner_optimizers, local
+from stepbench.measuring.probes.memory import entries, inner_optimizers, local, reals
 from stepbench.training.types import Loop
 
 
@@ -58,8 +58,8 @@ class Start:
         sums = torch.zeros(2, 2, dtype=torch.float64)  # of whole tensors and of shards
         for parameter, gradient in self._gradients:
             part, kept = self._kept[id(parameter)]
-            slope = local(entries(gradient)).double().flatten()
-            change = part.double() - kept.to(part.device).double()
+            slope = reals(local(entries(gradient))).double().flatten()
+            change = reals(part).double() - reals(kept.to(part.device)).double()
             if gradient.is_sparse:
                 change = change[tuple(gradient.coalesce().indices())]
             change = change.flatten()

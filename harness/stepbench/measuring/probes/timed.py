@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from stepbench.measuring.probes.memory import plain_tensors
+from stepbench.measuring.probes.memory import plain_tensors, reals
 from stepbench.records.evidence import Evidence
 from stepbench.training.types import Batch, Loop
 
@@ -85,8 +85,7 @@ def _fingerprint(tensor: Tensor) -> Fingerprint:
 
 
 def _sum_and_norm(tensor: Tensor) -> tuple[float, float]:
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor)
+    tensor = reals(tensor)
     if not tensor.is_floating_point() or tensor.itemsize == 1:
         tensor = tensor.double()
     norm = torch.linalg.vector_norm(tensor, dtype=torch.float64)

@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from stepbench.records.case import Case
 from stepbench.records.machine import device_type
-from stepbench.training import exchange
+from stepbench.training import exchange, inner_gradients
 from stepbench.training.threads import DataParallel
 from stepbench.training.types import (
     Axis,
@@ -131,7 +131,8 @@ def _sharded(
         options: dict[str, Any] = {
             "mesh": site.mesh,
             "mp_policy": MixedPrecisionPolicy(
-                param_dtype=site.plan.autocast, reduce_dtype=torch.float32
+                param_dtype=site.plan.autocast,
+                reduce_dtype=torch.float32 if site.plan.autocast else None,
             ),
             "offload_policy": CPUOffloadPolicy(pin_memory=pinned) if offload else OffloadPolicy(),
         }
@@ -169,6 +170,8 @@ def _scatter_with_the_last(*, reshard: bool) -> Callable[[Loop, Site], Loop]:
     """Reduce gradients once a step; where parameters stay gathered, let them until its end."""
 
     def edit(loop: Loop, site: Site) -> Loop:
+        loop = inner_gradients.refused(loop)
+
         @contextmanager
         def around(last: bool) -> Iterator[None]:
             model = loop.model

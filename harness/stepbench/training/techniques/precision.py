@@ -22,6 +22,8 @@ TF32_ERROR = 3e-5
 SCALED = 1.01
 # Of the products outside attention: what a model keeps in 32 bits on purpose is less.
 LEAST_SHARE = 0.75
+# Types that autocast leaves as they are, by how their names begin.
+LEFT = ("float64", "complex")
 
 
 def _float32_products(tf32: bool) -> Any:
@@ -39,7 +41,7 @@ def _float32_products(tf32: bool) -> Any:
 
 def _share(flops: Mapping[str, int], dtype: str) -> float:
     """Of the products that precision decides about: 8-bit ones are quantization's."""
-    decided = {kind: one for kind, one in flops.items() if "float8" not in kind}
+    decided = {kind: one for kind, one in flops.items() if not kind.startswith(("float8", *LEFT))}
     if not decided and flops:
         return 1.0
     total = sum(decided.values())
@@ -68,7 +70,9 @@ def _proof_float32(counters: Counters, plan: Plan) -> str | None:
 
 
 def _proof_tf32(counters: Counters, plan: Plan) -> str | None:
-    if counters.matmul_error is None or counters.matmul_error <= TF32_ERROR:
+    if counters.matmul_error is None:
+        raise Unsupported("the model has no float32 products to compute in TensorFloat-32")
+    if counters.matmul_error <= TF32_ERROR:
         return f"float32 products erred by {counters.matmul_error}: they did not run in TF32"
     return None
 
@@ -77,6 +81,11 @@ def _proof_16_bit(dtype: str, scaled: bool) -> Any:
     def proof(counters: Counters, plan: Plan) -> str | None:
         if not counters.matmul_flops:
             raise Unsupported("the model has no matrix products to compute in 16 bits")
+        if all(kind.startswith(LEFT) for kind in counters.matmul_flops):
+            raise Unsupported(
+                f"autocast leaves products in {', '.join(counters.matmul_flops)} as they are: make "
+                "the model one of float32"
+            )
         if (share := _share(_outside_attention(counters), dtype)) < LEAST_SHARE:
             return f"only {share:.0%} of the matrix products had {dtype} inputs"
         if scaled == (counters.loss_scale > SCALED):
