@@ -430,18 +430,29 @@ def leaking(what):
 class Caching(Points):
     """Keeps what it made of each point, 1 MiB."""
 
-    def __init__(self):
+    def __init__(self, make):
         super().__init__(lambda features, label: (features, label))
-        self.kept = {}
+        self.cached, self.kept = make, {}
 
     def __getitem__(self, index):
-        self.kept.setdefault(index, torch.ones(2**18))
+        if index not in self.kept:
+            self.kept[index] = self.cached()
         return super().__getitem__(index)
 
 
-def caching():
+CACHED = {
+    "tensors": lambda: torch.ones(2**18),
+    "arrays": lambda: numpy.ones(2**17),
+    "tensors_of_arrays": lambda: torch.from_numpy(numpy.ones(2**17)),
+}
+
+
+def caching(what="tensors"):
     return Workload(
-        model=Perceptron, dataset=Caching, loss=functional.cross_entropy, global_batch=2
+        model=Perceptron,
+        dataset=lambda: Caching(CACHED[what]),
+        loss=functional.cross_entropy,
+        global_batch=2,
     )
 
 

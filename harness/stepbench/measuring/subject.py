@@ -49,6 +49,7 @@ class Subject:
     site: Site
     batches: Batches
     first: HostBatch
+    data_bytes: int  # that the data held in tensors when the first batch was there
     workload: Workload
 
     def __init__(self, case: Case, device: torch.device, place: Place, threads: int) -> None:
@@ -132,6 +133,7 @@ class Subject:
         # keep what they load to themselves.
         workers = self.site.plan.loader.get("num_workers", 0)
         self.first = self._next() if workers else probe.apart(self._next)
+        self.data_bytes = probe.bytes_in(self.batches.made_by)
         _, first_peak = probe.watch(lambda: parity.observe(self.loop, self.first, self.site))
         for _ in range(SAME_PARAMETER_STEPS - 1):
             start.put_back()

@@ -99,7 +99,10 @@ class Measured(Subject):
         evidence = self.timed.evidence()
         compiled, host_bytes, fetched = compilation(), memory.host_bytes(), self.fetched
         held_after = growth.held(probe, self.steps_run)
-        process_peak = self._process_peak(own)
+        # What it has cached of the batches since is no matter of the subject's, as at first.
+        kept = probe.bytes_in(self.batches.made_by) - self.data_bytes
+        probe.leave_out(kept)
+        process_peak = self._process_peak(own + kept, held_before, held_after)
         steady_peak, categories = self._steady_memory(probe)
         pause_s, counted = self._count()
         rates = [*zip(*parity.learning_rates, strict=True)]  # of each parameter group
@@ -218,9 +221,13 @@ class Measured(Subject):
             return 0
         return int(torch.cuda.memory_stats(self.device)["num_alloc_retries"])
 
-    def _process_peak(self, own: int) -> int | None:
-        """The most that the process holds in a step beyond `own` bytes; None on a device."""
-        if self.device.type != "cpu":
+    def _process_peak(self, own: int, *around: growth.Held) -> int | None:
+        """The most that the process holds in a step beyond `own` bytes.
+
+        None on a device, and where it has kept more since the first steps that is no tensor: the
+        data's cache, which nobody can tell from what the subject keeps.
+        """
+        if self.device.type != "cpu" or growth.beside_tensors(*around) > growth.BESIDE_BYTES:
             return None
         self.steps_run += 1
         most = resident.anonymous_peak_bytes(lambda: train_step(self.loop, self.first, self.site))

@@ -35,6 +35,7 @@ class Batches:
 
     Attributes:
         dataset: what the batches are made of.
+        made_by: what makes them in this process where no worker does.
         epoch: number of the epoch that the last batch came from.
         index: of the last batch, counted through the epochs.
         drawn: batches whose samples were handed out to be loaded.
@@ -57,6 +58,7 @@ class Batches:
         self.epoch = self.drawn = self.received = self.most_ahead = 0
         self.loaded_by = os.getpid()
         self.dataset = dataset = _dataset(workload, batches_an_epoch)
+        self.made_by = (dataset, workload.collate)
         # torch's own sampler that knows epochs; one replica is the whole data.
         self._sampler: DistributedSampler[Any] = DistributedSampler(
             dataset, num_replicas=1, rank=0, seed=workload.seed, drop_last=True

@@ -23,6 +23,9 @@ from stepbench.measuring.probes.memory import UNREADABLE, MemoryProbe
 
 # Below it a step's growth is none: it fills 6 GiB in 100,000 steps.
 MINIMUM_BYTES = 2**16
+# What a process may keep beside tensors without that its peak were doubtful: half of what makes a
+# report show that peak.
+BESIDE_BYTES = 4 * 2**20
 PARTS, STEPS = 3, 4  # steps in each part
 
 
@@ -49,6 +52,17 @@ def held(probe: MemoryProbe, steps: int) -> Held:
     with suppress(*UNREADABLE):
         process_bytes = psutil.Process().memory_full_info().uss
     return Held(steps=steps, tensor_bytes=probe.held(), process_bytes=process_bytes)
+
+
+def beside_tensors(before: Held, after: Held) -> int:
+    """Bytes that the process kept between two readings and that are no tensor; 0 if unknown."""
+    tensors, process = (
+        _known((getattr(before, name), getattr(after, name)))
+        for name in ("tensor_bytes", "process_bytes")
+    )
+    if tensors is None or process is None:
+        return 0
+    return process[1] - process[0] - (tensors[1] - tensors[0])
 
 
 def decided(probe: MemoryProbe, steps: int, step: Callable[[], object]) -> list[Held]:

@@ -24,6 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
+from stepbench.measuring.probes.reachable import tensors_in
 from stepbench.records.measurement import Peak
 from stepbench.training.types import Loop
 
@@ -47,6 +48,14 @@ class MemoryProbe(Protocol):
 
     def held(self) -> int | None:
         """Bytes that tensors hold now, data included; None where that cannot be read."""
+        ...
+
+    def bytes_in(self, holder: object) -> int:
+        """Bytes of its memory that tensors hold which can be reached from an object."""
+        ...
+
+    def leave_out(self, size: int) -> None:
+        """Take so many bytes, which lie there now and are not the subject's, out of the peaks."""
         ...
 
 
@@ -86,6 +95,12 @@ class CudaMemory:
     def held(self) -> int:
         torch.cuda.synchronize(self.device)
         return torch.cuda.memory_allocated(self.device)
+
+    def bytes_in(self, holder: object) -> int:
+        return 0  # data wait in host memory, which is not counted
+
+    def leave_out(self, size: int) -> None:
+        assert size == 0
 
     def _unbooked_bytes(self) -> int:
         """What private pools of this device hold beyond what the books say is allocated there."""
@@ -131,6 +146,18 @@ class CpuMemory:
         _, changes = _allocations(lambda: torch.empty(1))
         size, total = changes[0]
         return total - size
+
+    def bytes_in(self, holder: object) -> int:
+        # Memory of other libraries (`torch.from_numpy`), of files or shared is not the allocator's.
+        parts = (part for one in tensors_in(holder) for part in plain_tensors(one))
+        return distinct_bytes(
+            one
+            for one in parts
+            if one.untyped_storage().resizable() and not one.untyped_storage().is_shared()
+        )
+
+    def leave_out(self, size: int) -> None:
+        self.loaded_bytes += size
 
     def _peak(self, changes: Iterable[tuple[int, int]]) -> int:
         if self.absolute:
