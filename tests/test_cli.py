@@ -100,7 +100,10 @@ def test_list_and_machine(tmp_path):
         (["run", "--threads", "0"], "--threads 0: there are "),
         (["run", "--threads", "4096"], "--threads 4096: there are "),
         (["run", "--threads", "two"], "'two' is not a valid integer"),
-        (["run", "bf16+threads1", "--threads", "2"], "threads1 is the baseline, which --threads 2"),
+        (
+            ["run", "bf16+threads1", "--threads", "2"],
+            "--threads 2: threads1 is the baseline, which runs on",
+        ),
         (["run", "--steps", "0"], "at least 1 round and 1 step"),
         (["run", "-r", "many"], "'many' is not a valid integer"),
         (["run", "--minutes", "nan"], "--minutes"),

@@ -262,7 +262,7 @@ HEAVIER = measurement(peak_bytes=101 * 2**20)
 def test_no_time_is_measured_once_counters_have_decided(monkeypatch):
     gate = judged(monkeypatch, None, candidate=HEAVIER, terms=Terms(fail_fast=True))
     assert (only(gate).verdict, only(gate).time.pairs, gate.exit_code) == ("regression", (), 1)
-    assert "time was not judged: --fail-fast: counters had decided" in gate_tables.terminal(gate)
+    assert "time was not judged: counters had decided before" in gate_tables.terminal(gate)
 
 
 def test_what_is_intended_is_told_and_fails_nothing(monkeypatch):
@@ -305,7 +305,10 @@ def test_what_the_minutes_do_not_reach_is_not_enough_data(monkeypatch):
         assert [one.verdict for one in gate.cases] == ["not enough data"] * 2
         assert [len(one.time.pairs) for one in gate.cases] == [4, 0]
         assert gate.exit_code == code
-        assert "time was not judged: --minutes 3 were over" in gate_tables.terminal(gate)
+        assert (
+            "time was not judged: the 3 minutes that were allowed were over"
+            in gate_tables.terminal(gate)
+        )
 
 
 def test_no_interpreter_is_started_for_a_case_that_minutes_do_not_reach(monkeypatch):
@@ -331,7 +334,7 @@ def test_minutes_that_end_before_a_case_was_counted_leave_it_undecided(monkeypat
     )
     assert [one.verdict for one in gate.cases] == ["none", "not enough data"]
     assert gate.exit_code == 3
-    assert "not judged: --minutes 2 were over" in gate_tables.terminal(gate)
+    assert "not judged: the 2 minutes that were allowed were over" in gate_tables.terminal(gate)
 
 
 def test_minutes_that_end_before_the_fresh_pairs_leave_a_suspect(monkeypatch):

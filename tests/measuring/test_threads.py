@@ -63,7 +63,9 @@ def test_a_workload_that_sets_threads_itself_is_told_of_the_option(measured, mon
     monkeypatch.setattr(build_module, "plain_loop", setting)
     outcome = measured("baseline").outcome
     assert outcome.kind == "invalid"
-    assert "operators ran on 2 threads, not on 1: it is --threads that sets" in outcome.reason
+    assert (
+        "operators ran on 2 threads, not on 1: the run's number of threads sets" in outcome.reason
+    )
 
 
 @pytest.mark.parametrize(

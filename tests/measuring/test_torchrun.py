@@ -58,7 +58,7 @@ def test_a_rank_of_torchruns_that_raises(tmp_path):
 def test_another_number_of_ranks_than_torchrun_started(tmp_path):
     nodes = two_agents(tmp_path / "results", "--ranks", "4")
     told = "".join(node.communicate(timeout=300)[0] for node in nodes)
-    assert "stepbench: --ranks 4: torchrun started 2 processes; leave --ranks out" in told
+    assert "stepbench: --ranks 4: torchrun started 2 processes; leave the number out" in told
     assert not (tmp_path / "results").exists()
 
 

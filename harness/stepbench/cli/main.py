@@ -332,7 +332,7 @@ def main() -> None:
         click.echo(f"stepbench: {error.format_message()}", err=True)
         code = 2
     except StepbenchError as error:
-        click.echo(f"stepbench: {error}", err=True)
+        click.echo(f"stepbench: {'--' if error.argument else ''}{error}", err=True)
         code = 2
     except (KeyboardInterrupt, click.Abort):
         click.echo("stepbench: stopped; the same command goes on from here", err=True)

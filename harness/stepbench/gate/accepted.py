@@ -30,7 +30,7 @@ from stepbench.store import now
 from stepbench.versions import MEASURE_VERSION
 
 FOLDER = "stepbench-baselines"
-ACCEPT = "`stepbench gate --accept` makes one"
+ACCEPT = "accept the working tree's counters"
 # What beside torch decides which operators run; those installed are part of the key.
 DEPENDENCIES = ("bitsandbytes", "deepspeed", "peft", "torchao", "torchvision", "triton")
 
@@ -172,12 +172,12 @@ def accepted(folder: Path, machine: Mapping[str, Any], threads: int = 1) -> dict
     if read.get("ruler") != MEASURE_VERSION:
         raise StepbenchError(
             f"not comparable: ruler: {read.get('ruler')} in {path.name} against "
-            f"{MEASURE_VERSION} here; {ACCEPT.replace('makes one', 'renews it')}"
+            f"{MEASURE_VERSION} here; {ACCEPT} again"
         )
     try:
         return {name: Tally.from_json(one) for name, one in read["cases"].items()}
     except (KeyError, ValueError, AttributeError) as error:
-        raise StepbenchError(f"{path}: {error}; {ACCEPT.replace('makes', 'writes')}") from error
+        raise StepbenchError(f"{path}: {error}; {ACCEPT} again") from error
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from stepbench.training.workloads import canonical, default
 
 Tell = Callable[[str], None]
 Show = Callable[[Gate], None]
-BETTER = "better than accepted: `stepbench gate --accept` keeps it"
+BETTER = "better than accepted: accept the working tree's counters to keep it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,7 +31,7 @@ from stepbench.versions import MEASURE_VERSION
 
 # A process of the tallies or of a pair of whole processes.
 SETTINGS = Settings(rounds=1)
-DECIDED = "--fail-fast: counters had decided"
+DECIDED = "counters had decided before"
 Time = Literal["blocking", "advisory", "off"]
 
 
@@ -130,7 +130,7 @@ class Session:
 
     def _in_time(self) -> None:
         if time.monotonic() > self._deadline_s:
-            raise _OutOfTime(f"--minutes {self._terms.minutes:g} were over")
+            raise _OutOfTime(f"the {self._terms.minutes:g} minutes that were allowed were over")
 
     def _stop(self, reason: str) -> None:
         """No case that is undecided is measured further."""

@@ -35,7 +35,7 @@ def overlay(project: Path, file: Path, tree: Path) -> str:
         StepbenchError: the file is none of the project's, or the tree has a package of its name.
     """
     if not file.is_file():
-        raise StepbenchError(f"{file} is no file; --workload-file takes the workload's")
+        raise StepbenchError(f"{file} is no file; name the workload's")
     if not file.resolve().is_relative_to(project.resolve()):
         raise StepbenchError(
             f"{file} must lie in {project}, from where workloads are imported; it need not be "
@@ -62,7 +62,7 @@ class Project:
     def at(cls, folder: Path) -> Project:
         """The repository that holds a folder; StepbenchError where there is none."""
         if not folder.is_dir():
-            raise StepbenchError(f"{folder} is no folder; --project takes a repository's")
+            raise StepbenchError(f"{folder} is no folder; name a repository's")
         top = _git(folder, "rev-parse", "--show-toplevel")
         if top is None:
             raise StepbenchError(f"{folder} is in no git repository; the gate compares its commits")

@@ -81,8 +81,8 @@ def require_ranks(cases: Iterable[Case]) -> None:
     for case in cases:
         if plan_of(case.combination).distributed and case.ranks != started:
             raise StepbenchError(
-                f"--ranks {case.ranks}: torchrun started {started} processes; leave --ranks out, "
-                "or start as many"
+                f"torchrun started {started} processes; leave the number out, or start as many",
+                argument=f"ranks {case.ranks}",
             )
 
 
@@ -115,17 +115,19 @@ def require_threads(threads: int, machine: Mapping[str, Any], names: Iterable[st
         return
     if device_type(machine) != "cpu":
         raise StepbenchError(
-            f"--threads {threads} is for a CPU, and here operators run on the GPU; leave it out"
+            "it is for a CPU, and here operators run on the GPU; leave it out",
+            argument=f"threads {threads}",
         )
     if not 1 <= threads <= machine["cores"]:
         raise StepbenchError(
-            f"--threads {threads}: there are {machine['cores']} cores; choose from 1 to "
-            f"{machine['cores']}"
+            f"there are {machine['cores']} cores; choose from 1 to {machine['cores']}",
+            argument=f"threads {threads}",
         )
     if "threads1" in re.split("[+,]", "+".join(names)):
         raise StepbenchError(
-            f"threads1 is the baseline, which --threads {threads} runs on {threads} threads; leave "
-            f"--threads out, and choose threads{threads}"
+            f"threads1 is the baseline, which runs on {threads} threads then; leave the number "
+            f"out, and choose threads{threads}",
+            argument=f"threads {threads}",
         )
 
 

@@ -67,7 +67,7 @@ def product(choices: Sequence[Sequence[str]]) -> list[Combination]:
 def numbers(text: str) -> list[int]:
     """`1,2,4` as numbers; StepbenchError for anything else."""
     if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
-        raise StepbenchError(f"--ranks {text}: numbers from 1 on with commas between them")
+        raise StepbenchError("numbers from 1 on with commas between them", argument=f"ranks {text}")
     return [int(number) for number in text.split(",")]
 
 

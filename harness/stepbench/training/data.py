@@ -184,7 +184,7 @@ def _dataset(workload: Workload, batches_an_epoch: int | None) -> Any:
     if _size(dataset) < workload.global_batch:
         raise StepbenchError(
             f"{workload.name}: the data hold {_size(dataset)} samples, fewer than a global batch "
-            f"of {workload.global_batch}; lower the batch, which --weak grows with the ranks"
+            f"of {workload.global_batch}; lower the batch; weak scaling grows it with the ranks"
         )
     if batches_an_epoch is None:
         return dataset

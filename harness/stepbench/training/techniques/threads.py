@@ -21,8 +21,8 @@ def _proof_of_the_run(counters: Counters, plan: Plan) -> str | None:
     if counters.ran_threads == counters.threads:
         return None
     return (
-        f"operators ran on {counters.ran_threads} threads, not on {counters.threads}: it is "
-        "--threads that sets them"
+        f"operators ran on {counters.ran_threads} threads, not on {counters.threads}: the run's "
+        "number of threads sets them, no call in a workload"
     )
 
 
@@ -33,7 +33,7 @@ def threads(number: int) -> Technique:
     if number == 1:
         return Technique(
             name="threads1",
-            about="operators of a rank on one thread (or as many as --threads says)",
+            about="operators of a rank on one thread (or as many as the run says)",
             proof=_proof_of_the_run,
         )
 
