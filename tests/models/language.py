@@ -76,13 +76,13 @@ def gpt2_in_groups():
     return replace(gpt2(), optimizer=_without_decay_of_vectors)
 
 
-def _t5():
+def _t5(use_cache=False):
     from transformers import T5Config, T5ForConditionalGeneration
 
     return T5ForConditionalGeneration(
         T5Config(
             vocab_size=WORDS, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2,
-            dropout_rate=0.0, decoder_start_token_id=0, use_cache=False,
+            dropout_rate=0.0, decoder_start_token_id=0, use_cache=use_cache,
         )
     )  # fmt: skip
 
@@ -277,4 +277,30 @@ def uneven_padding():
         dataset=lambda: Points(_padded),
         loss_terms=lambda targets: int((targets != -100).sum()),
         uneven_terms=True,
+    )
+
+
+def t5_with_its_cache():
+    return replace(t5(), model=lambda: _t5(use_cache=True))
+
+
+def contrastive_unsaid():
+    return replace(contrastive(), batch_dependent=None)
+
+
+def uneven_padding_unsaid():
+    return replace(uneven_padding(), loss_terms=len)
+
+
+def without_loss():
+    """Hands over what the model returns, not the loss in it."""
+    return replace(gpt2(), call=lambda model, batch: model(**batch, labels=batch["input_ids"]))
+
+
+def without_mean():
+    return replace(
+        lstm(),
+        loss=lambda logits, targets: functional.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), reduction="none"
+        ),
     )

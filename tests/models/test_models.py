@@ -56,6 +56,11 @@ def test_an_honest_model_is_ok(workload, combination):
     ("workload", "combination", "kind", "told"),
     [
         ("frozen:one_left_out", "ddp", "failed", "choose ddp-unused"),
+        ("language:contrastive_unsaid", "accum2", "invalid", "say batch_dependent=True"),
+        ("language:uneven_padding_unsaid", "accum2", "invalid", "loss_terms= where samples"),
+        ("language:t5_with_its_cache", "ckpt1", "failed", "takes use_cache=False"),
+        ("language:without_loss", "baseline", "failed", "call= must return it"),
+        ("language:without_mean", "baseline", "failed", "must return the mean over all terms"),
         ("language:mixture_of_experts", "ddp", "failed", "gradient on one rank only: choose ddp"),
         ("language:mixture_of_experts", "fsdp2", "failed", "one rank only: choose ddp-unused"),
         ("language:redundancy_reduction", "accum2", "invalid", "say batch_dependent=True"),

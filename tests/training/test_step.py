@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from stepbench.errors import StepbenchError
 from stepbench.training import step as step_module
 from stepbench.training.build import build
 from stepbench.training.data import Batches
@@ -55,6 +56,14 @@ def test_unequal_micro_batches_weigh_by_their_terms():
     model = workload.model()
     ragged_loss(model(inputs), targets).backward()
     assert relative(ours, gradients_of(model)) <= 1e-14
+
+
+def test_a_batch_of_no_loss_terms_names_the_remedy():
+    workload = replace(tiny(), loss_terms=lambda targets: int((targets < 0).sum()))
+    _, site = build(workload, parse("accum2"), CPU)
+    host = next(Batches(workload, Plan()))
+    with pytest.raises(StepbenchError, match="count them by loss_terms="):
+        list(micro_batches(host, site))
 
 
 def test_without_the_division_the_gradient_is_n_times_as_large(monkeypatch):

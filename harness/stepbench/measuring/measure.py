@@ -251,9 +251,10 @@ def _judged(
 def _remedy(case: Case, workload: Workload) -> str:
     """What to say of a workload whose batch in parts gave another loss than the whole."""
     parts = plan_of(case.combination).micro_batches * case.ranks
-    if parts == 1 or workload.batch_dependent:
+    if parts == 1:
         return ""
-    return "; if samples see their batch, say batch_dependent=True"
+    said = "" if workload.batch_dependent else "batch_dependent=True, or "
+    return f"; say {said}loss_terms= where samples differ"
 
 
 def _ok(*notes: str | None) -> Outcome:

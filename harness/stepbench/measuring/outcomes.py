@@ -39,6 +39,22 @@ KNOWN: dict[str, tuple[OutcomeKind, str]] = {
         "the ranks exchanged unlike tensors, as where a branch or an expert gives a parameter a "
         "gradient on one rank only: choose ddp-unused",
     ),
+    **dict.fromkeys(
+        (
+            "A different number of tensors was saved during the original forward and recomputation",
+            "Recomputed values for the following tensors have different metadata",
+        ),
+        (
+            "failed",
+            "a recomputed block took another path than in forward, as where it fills a cache: a "
+            "Hugging Face model takes use_cache=False",
+        ),
+    ),
+    "grad can be implicitly created only for scalar outputs": (
+        "failed",
+        "the loss is no scalar: loss= must return the mean over all terms; so must call= where "
+        "loss=None",
+    ),
     "aot_autograd does not currently support double backward": (
         "unsupported",
         "torch.compile takes no gradient of a gradient, as a penalty on gradients is: leave it out",

@@ -39,6 +39,11 @@ def _on_device(part: Any, site: Site) -> Any:
 def _terms_of_a_replica(host: HostBatch, site: Site) -> float:
     """Loss terms of this replica's batch; the mean over replicas where they may differ."""
     terms = site.workload.loss_terms(host[1])
+    if not terms:
+        raise StepbenchError(
+            f"{site.workload.name}: a batch held no loss term, so that its mean is none; count "
+            "them by loss_terms=, and leave out samples that hold none"
+        )
     if site.replicas == 1 or not site.workload.uneven_terms:
         return terms
     total = torch.tensor(float(terms), dtype=torch.float64, device=site.device)
@@ -73,6 +78,11 @@ def plain_loop(model: nn.Module, optimizer: torch.optim.Optimizer, site: Site) -
         with torch.autocast(device, dtype=plan.autocast, enabled=plan.autocast is not None):
             output = workload.call(model, batch.inputs)
             loss = output if workload.loss is None else workload.loss(output, batch.targets)
+        if not isinstance(loss, Tensor):
+            raise StepbenchError(
+                f"{workload.name}: the loss is a {type(loss).__name__}, no tensor; where "
+                "loss=None, call= must return it: lambda model, batch: model(**batch).loss"
+            )
         return loss * batch.share
 
     def backward(loss: Tensor) -> None:
