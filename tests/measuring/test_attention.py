@@ -54,7 +54,7 @@ def test_what_a_machine_lacks():
         assert "needs an NVIDIA GPU" in reason(name, {"gpus": []})
         assert "torch has no such kernel for a CPU" in reason(name, {"gpus": []})
     assert reason("sdpa-flash", {"gpus": []}) is None
-    assert "16 bits only on a GPU: choose bf16+sdpa-flash" in reason("sdpa-flash", H100)
+    assert "sdpa-flash with fp32: the kernel computes in 16 bits only" in reason("sdpa-flash", H100)
     assert reason("bf16+sdpa-flash", H100) is None
     assert reason("sdpa-efficient", H100) is None
     assert "8.0 or later, which P100 lacks" in reason("fp16+sdpa-flash", P100)

@@ -17,7 +17,7 @@ from stepbench.measuring.measure import measure
 from stepbench.measuring.probes import timing
 from stepbench.measuring.ranks import Group, Place
 from stepbench.records.case import Case
-from stepbench.training.techniques import compiling, find, parse, plan_of, refused, unsupported
+from stepbench.training.techniques import compiling, find, incompatible, parse, plan_of, unsupported
 from stepbench.training.types import Site
 from stepbench.training.workloads import load
 from tests.measuring.conftest import QUICK
@@ -196,7 +196,7 @@ def test_what_cuda_graphs_need():
     assert "choose compile" in reason("compile-max+accum2", GPU)
     assert reason("compile-max+accum2", {"gpus": []}) is None
     case = Case(workload="gpt-tiny", combination=parse("compile+dataparallel"), ranks=2)
-    assert "choose ddp" in refused(load("gpt-tiny"), case)
+    assert "choose ddp" in incompatible(load("gpt-tiny"), case)
 
 
 def test_caches_are_empty_folders_of_their_own():

@@ -12,7 +12,7 @@ from stepbench.records.case import Case
 from stepbench.records.run import Record
 from stepbench.stats import measures
 from stepbench.training import build as build_module
-from stepbench.training.techniques import AXES, parse, refused, unsupported
+from stepbench.training.techniques import AXES, incompatible, parse, unsupported
 from stepbench.training.workloads import load
 from tests.extras import skip_where_emulated
 from tests.synthetic import MACHINE
@@ -108,7 +108,7 @@ def runs_alone(name):
     return not (
         name.startswith(("compile", "lora"))
         or unsupported(case, MACHINE)
-        or refused(load(case.workload), case)
+        or incompatible(load(case.workload), case)
     )
 
 

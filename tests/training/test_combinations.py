@@ -9,8 +9,8 @@ from stepbench.training.techniques import (
     SPELLING_ORDER,
     chosen_techniques,
     find,
+    incompatible,
     parse,
-    refused,
     tolerance,
 )
 from stepbench.training.techniques.checkpointing import square_root_segments
@@ -84,7 +84,7 @@ def test_tolerances_add():
 
 def test_what_does_not_divide_the_batch_is_refused():
     def reason(name, ranks=1):
-        return refused(GPT, Case(workload="gpt-tiny", combination=parse(name), ranks=ranks))
+        return incompatible(GPT, Case(workload="gpt-tiny", combination=parse(name), ranks=ranks))
 
     assert reason("accum4") is None
     assert "global batch of 8; choose N from 1, 2, 4, 8" in reason("accum3")

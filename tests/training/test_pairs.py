@@ -52,7 +52,7 @@ def right(answer):
         if "times a float32 one on this processor" in reason:
             continue
         if any(part in ABOUT_WORKERS for part in parts):
-            assert "is about worker processes: choose workersN with it" in reason
+            assert "it is about worker processes; choose workersN with it" in reason
         else:
             assert REFUSED_PAIRS[name] in reason
     assert answer["trained"]

@@ -6,7 +6,7 @@ Here is what only GPUs would run; what a CPU could is walked in `test_pairs.py`.
 import pytest
 
 from stepbench.records.case import Case
-from stepbench.training.techniques import parse, refused
+from stepbench.training.techniques import incompatible, parse
 from stepbench.training.workloads import load
 
 GPT = load("gpt-tiny")
@@ -14,7 +14,7 @@ GPT = load("gpt-tiny")
 
 def reason(combination, ranks=1):
     case = Case(workload="gpt-tiny", combination=parse(combination), ranks=ranks)
-    return refused(GPT, case)
+    return incompatible(GPT, case)
 
 
 @pytest.mark.parametrize(

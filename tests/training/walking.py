@@ -26,10 +26,10 @@ from stepbench.training.techniques import (
     chosen_techniques,
     compiling,
     find,
+    incompatible,
     other_mathematics,
     parse,
     plan_of,
-    refused,
     tolerance,
     unsupported,
 )
@@ -109,7 +109,7 @@ class Walk:
         combination = parse(name)
         together = plan_of(combination).distributed
         case = Case(workload=WORKLOAD, combination=combination, ranks=self.ranks if together else 1)
-        reason = unsupported(case, MACHINE) or refused(self.workload, case)
+        reason = unsupported(case, MACHINE) or incompatible(self.workload, case)
         if reason:
             self.refused[name] = reason
             return

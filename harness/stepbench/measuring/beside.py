@@ -6,10 +6,9 @@ from collections.abc import Iterable
 
 from stepbench.records.case import Combination
 from stepbench.records.measurement import Measurement
-
-SIXTEEN_BITS = ("bf16", "fp16", "fp16-unscaled")
-# Adapters freeze what they stand beside, and gradients vanish in float16 that is not scaled.
-LEAVES_TENSORS = ("adapters", "precision")
+from stepbench.training.techniques import chosen_techniques, plan_of
+from stepbench.training.techniques.attention import ATTENTION
+from stepbench.training.techniques.compiling import COMPILE
 
 
 def objection(
@@ -33,20 +32,21 @@ def objection(
     chosen = combination.techniques
     if evaluating := set(mine.evaluating) - set(beside.evaluating):
         return f"in evaluation mode, unlike the reference: {_brief(evaluating)}"
-    compared = reference is not None or not set(chosen) & set(LEAVES_TENSORS)
+    leaves_tensors = any(one.leaves_tensors for one in chosen_techniques(combination))
+    compared = reference is not None or not leaves_tensors
     left = set(mine.unchanged) - set(beside.unchanged) if compared else set()
     if left:
         return f"not changed by the timed steps, unlike the reference's: {_brief(left)}"
-    narrows = chosen.get("precision") in SIXTEEN_BITS
+    narrows = plan_of(combination).autocast is not None
     wide = set(mine.wide_modules) & set(plain.narrow_modules) if narrows else set()
     if wide:
         return f"32-bit products that autocast computes in 16 bits: {_brief(wide)}"
     kept_out = set(mine.uncompiled_modules) - set(plain.uncompiled_modules)
-    if "compile" in chosen and kept_out:
+    if COMPILE.name in chosen and kept_out:
         return f"kept from compilation, unlike in the baseline: {_brief(kept_out)}"
     calls = sum(mine.attention_calls.values())
     expected = ours.counters.forwards * sum(plain.attention_calls.values())
-    if "attention" in chosen and not draws and calls < expected:
+    if ATTENTION.name in chosen and not draws and calls < expected:
         return f"attention called torch's kernels {calls} times in a step, not {expected}"
     return None
 

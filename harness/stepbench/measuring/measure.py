@@ -30,12 +30,14 @@ from stepbench.stats.noise import first_begins, one_more
 from stepbench.store import now
 from stepbench.training.techniques import (
     combine,
+    incompatible,
     other_mathematics,
     plan_of,
-    refused,
     tolerance,
     unsupported,
 )
+from stepbench.training.techniques.accumulation import ACCUMULATION, accumulate
+from stepbench.training.techniques.parallel import PARALLEL, unsharded
 from stepbench.training.types import Workload
 from stepbench.training.workloads import of_case
 
@@ -117,7 +119,7 @@ def why_not(case: Case, settings: Settings, machine: Mapping[str, Any]) -> str |
         too_few_devices(case, machine)
         or unsupported(case, machine)
         or too_few_cores(case, settings, machine)
-        or refused(of_case(case), case)
+        or incompatible(of_case(case), case)
     )
 
 
@@ -218,7 +220,7 @@ def _judged(
     references = [one.baseline for one in rounds]
     if reference != case.baseline:
         allowed += tolerance(workload, reference.combination)
-        if reference.combination.techniques.get("parallel"):
+        if PARALLEL.name in reference.combination.techniques:
             allowed += RANKS_DIFFERENCE
         references = [_reference_process(reference, settings, device)] * len(rounds)
         against = reference.chosen
@@ -295,10 +297,9 @@ def _reference(case: Case, workload: Workload) -> Case:
     """
     names = dict(other_mathematics(workload, case.combination).techniques)
     if plan_of(combine(names.values())).distributed:
-        # Which takes parameters without a gradient as sharding does.
-        names["parallel"] = "ddp" if names["parallel"] == "ddp" else "ddp-unused"
+        names[PARALLEL.name] = unsharded(names[PARALLEL.name])
     elif case.batch_factor > 1:
-        names["accumulation"] = f"accum{case.batch_factor}"
+        names[ACCUMULATION.name] = accumulate(case.batch_factor).name
     combination = combine(names.values())
     ranks = case.ranks if plan_of(combination).distributed else 1
     return replace(case, combination=combination, ranks=ranks)

@@ -37,6 +37,7 @@ from stepbench.records.case import Case
 from stepbench.records.evidence import Evidence
 from stepbench.records.machine import device_type
 from stepbench.training.techniques import imports, plan_of
+from stepbench.training.techniques.threads import THREADS
 
 # A launcher's own process has ended by its deadline; its answer then only has to travel.
 TRAVEL_S = 30.0
@@ -123,10 +124,10 @@ def require_threads(threads: int, machine: Mapping[str, Any], names: Iterable[st
             f"there are {machine['cores']} cores; choose from 1 to {machine['cores']}",
             argument=f"threads {threads}",
         )
-    if "threads1" in re.split("[+,]", "+".join(names)):
+    if THREADS.baseline in re.split("[+,]", "+".join(names)):
         raise StepbenchError(
-            f"threads1 is the baseline, which runs on {threads} threads then; leave the number "
-            f"out, and choose threads{threads}",
+            f"{THREADS.baseline} is the baseline, which runs on {threads} threads then; leave the "
+            f"number out, and choose threads{threads}",
             argument=f"threads {threads}",
         )
 

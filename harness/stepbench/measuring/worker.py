@@ -39,6 +39,7 @@ from stepbench.training.techniques import (
     inside_the_model,
     tolerance,
 )
+from stepbench.training.techniques.attention import ATTENTION
 from stepbench.training.types import Loop
 
 # A window with a skipped step is timed again so often.
@@ -294,7 +295,7 @@ class Measured(Subject):
         narrow: tuple[str, ...] = ()
         if self.case == self.case.baseline:
             narrow = narrow_under_autocast(self.loop, self.first, self.site)
-        kernel_chosen = "attention" in self.case.combination.techniques
+        kernel_chosen = ATTENTION.name in self.case.combination.techniques
         return {**self.modules.fields(kernel_chosen=kernel_chosen), "narrow_modules": narrow}
 
     def _compiled_calls(self) -> dict[str, int]:

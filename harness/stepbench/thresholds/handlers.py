@@ -22,7 +22,7 @@ from stepbench.measuring.sweep import claimed_machine
 from stepbench.records.case import Case
 from stepbench.records.pair import Pair, Side
 from stepbench.records.run import Record
-from stepbench.training.techniques import parse, refused
+from stepbench.training.techniques import incompatible, parse
 from stepbench.training.workloads import canonical, default, load
 
 
@@ -37,7 +37,7 @@ def case(
     """The case of these spellings; without a workload, of that machine's default."""
     chosen = canonical(workload or default(machine))
     found = Case(workload=chosen, combination=parse(combination), ranks=ranks)
-    if reason := refused(load(chosen), found):
+    if reason := incompatible(load(chosen), found):
         raise StepbenchError(reason)
     return found.to_json()
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from stepbench.errors import StepbenchError
 from stepbench.records.case import Case, Combination
-from stepbench.training.techniques import AXES, combine, parse, refused
+from stepbench.training.techniques import AXES, combine, incompatible, parse
+from stepbench.training.techniques.parallel import PARALLEL
 from stepbench.training.workloads import of_case
 
 
@@ -26,11 +27,11 @@ def choose(
     data-parallel is a case for each number of `ranks`, its global batch grown with them if `weak`.
 
     Raises:
-        StepbenchError: an unknown name, or a combination by name that the workload refuses.
+        StepbenchError: an unknown name, or a combination by name that cannot be trained.
     """
     named = [case for one in combinations for case in _on(workload, parse(one), ranks, weak)]
     for case in named:
-        if reason := refused(of_case(case), case):
+        if reason := incompatible(of_case(case), case):
             raise StepbenchError(reason)
     varied = product([_names(choice) for choice in choices]) if choices else []
     others = [case for one in varied for case in _on(workload, one, ranks, weak)]
@@ -72,7 +73,7 @@ def numbers(text: str) -> list[int]:
 
 
 def _on(workload: str, combination: Combination, ranks: Sequence[int], weak: bool) -> list[Case]:
-    several = "parallel" in combination.techniques
+    several = PARALLEL.name in combination.techniques
     return [
         Case(
             workload=workload,

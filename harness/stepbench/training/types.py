@@ -197,11 +197,13 @@ class Technique:
         proof: why the technique was *not* active, from what was observed; None if it was. Raises
             Unsupported where the model had nothing that it could have acted on.
         unsupported: why this machine cannot run it; decided before anything starts.
-        refuses: why this workload cannot be trained as the case says, or what else must be chosen
-            with the technique: a mistake where a person named it, `unsupported` inside a product.
+        incompatible: why this workload's batch, or this number of ranks, cannot be trained so: a
+            mistake where a person named it, `unsupported` inside a product. Techniques that do not
+            go together stand in the table of `training/incompatible.py` instead.
         also: other names by which people know it; accepted, and spelled by `name`.
         imports: modules that its hooks import, of libraries that are extras of this one under
             their own names (`stepbench[peft]`).
+        leaves_tensors: whether parameters that the baseline trains may stay as they were.
         tolerance: largest relative difference of loss and gradient norm from the baseline that is
             still the same mathematics; None: other mathematics, reported without judging.
     """
@@ -217,7 +219,8 @@ class Technique:
     optimizer: Callable[[MakeOptimizer, Site], MakeOptimizer] = lambda make, site: make
     loop: Callable[[Loop, Site], Loop] = lambda loop, site: loop
     unsupported: Callable[[Case, Mapping[str, Any]], str | None] = _runs_anywhere
-    refuses: Callable[[Workload, Case], str | None] = _fits_any
+    incompatible: Callable[[Workload, Case], str | None] = _fits_any
+    leaves_tensors: bool = False
     tolerance: Callable[[Workload], float | None] = lambda workload: 0.0
 
 

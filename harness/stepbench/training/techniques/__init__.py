@@ -10,11 +10,18 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from stepbench.errors import StepbenchError
 from stepbench.records.case import Case, Combination
+from stepbench.records.machine import device_type
+from stepbench.training.incompatible import (
+    INCOMPATIBLE,
+    INCOMPATIBLE_ON_GPUS,
+    Incompatible,
+    conflict,
+)
 from stepbench.training.techniques.accumulation import ACCUMULATION
 from stepbench.training.techniques.adapters import ADAPTERS
 from stepbench.training.techniques.attention import ATTENTION
@@ -149,7 +156,9 @@ def unsupported(case: Case, machine: Mapping[str, Any]) -> str | None:
     reasons = (
         not_here(technique, case, machine) for technique in chosen_techniques(case.combination)
     )
-    return next(filter(None, reasons), None)
+    if reason := next(filter(None, reasons), None):
+        return reason
+    return None if device_type(machine) == "cpu" else _conflict(INCOMPATIBLE_ON_GPUS, case)
 
 
 def not_here(technique: Technique, case: Case, machine: Mapping[str, Any]) -> str | None:
@@ -179,12 +188,17 @@ def imports(combination: Combination) -> tuple[str, ...]:
     )
 
 
-def refused(workload: Workload, case: Case) -> str | None:
+def incompatible(workload: Workload, case: Case) -> str | None:
     """Why this workload cannot be trained as the case says, on any machine; or None."""
     reasons = (
-        technique.refuses(workload, case) for technique in chosen_techniques(case.combination)
+        technique.incompatible(workload, case) for technique in chosen_techniques(case.combination)
     )
-    return next(filter(None, reasons), None)
+    return _conflict(INCOMPATIBLE, case) or next(filter(None, reasons), None)
+
+
+def _conflict(table: Sequence[Incompatible], case: Case) -> str | None:
+    baselines = {axis.name: axis.baseline for axis in AXES}
+    return conflict(table, case.combination.techniques, baselines)
 
 
 def tolerance(workload: Workload, combination: Combination) -> float:

@@ -34,7 +34,7 @@ def accumulate(micro_batches: int) -> Technique:
     if micro_batches < 1:
         raise StepbenchError(f"accum{micro_batches}: micro-batches must be at least 1")
 
-    def refuses(workload: Workload, case: Case) -> str | None:
+    def incompatible(workload: Workload, case: Case) -> str | None:
         batch, rest = divmod(workload.global_batch, case.ranks)
         if rest:
             return (
@@ -62,7 +62,7 @@ def accumulate(micro_batches: int) -> Technique:
         else "global batch at once",
         plan=lambda plan: replace(plan, micro_batches=micro_batches),
         proof=_proof,
-        refuses=refuses,
+        incompatible=incompatible,
         tolerance=tolerance,
     )
 

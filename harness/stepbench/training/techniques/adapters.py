@@ -77,6 +77,7 @@ def _lora(word: str, where: str, *, attention_only: bool) -> Callable[[int], Tec
             imports=("peft",),
             model=_adapted(rank, attention_only=attention_only),
             proof=_proof_adapters,
+            leaves_tensors=True,  # what adapters stand beside is frozen
             tolerance=lambda workload: None,
         )
 

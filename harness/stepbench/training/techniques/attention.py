@@ -23,7 +23,6 @@ TOLERANCE = 1e-3
 NO_KERNEL = ("No viable backend", "No available kernel")
 # How operators are named that attention ends in: the fused kernels, and the softmax of the others.
 OPERATORS = ("_scaled_dot_product_", "_safe_softmax")
-SIXTEEN_BITS = ("bf16", "fp16")
 
 
 def _chosen(name: str, kernel: SDPBackend) -> Callable[[Loop, Site], Loop]:
@@ -66,17 +65,13 @@ def _only_on_gpus(name: str) -> Callable[[Case, Mapping[str, Any]], str | None]:
     return unsupported
 
 
-def _on_gpus_in_16_bits(
-    name: str, *, on_cpus: bool
-) -> Callable[[Case, Mapping[str, Any]], str | None]:
+def _on_later_gpus(name: str, *, on_cpus: bool) -> Callable[[Case, Mapping[str, Any]], str | None]:
     def unsupported(case: Case, machine: Mapping[str, Any]) -> str | None:
         if device_type(machine) == "cpu":
             return None if on_cpus else _only_on_gpus(name)(case, machine)
         old = [gpu["name"] for gpu in machine["gpus"] if float(gpu["capability"]) < 8.0]
         if old:
             return f"{name} needs compute capability 8.0 or later, which {old[0]} lacks"
-        if case.combination.techniques.get("precision") not in SIXTEEN_BITS:
-            return f"{name} computes in 16 bits only on a GPU: choose bf16+{name}"
         return None
 
     return unsupported
@@ -122,7 +117,7 @@ ATTENTION = Axis(
             "fused attention in tiles, no score kept (FlashAttention-2)",
             SDPBackend.FLASH_ATTENTION,
             "_scaled_dot_product_flash_attention",
-            _on_gpus_in_16_bits("sdpa-flash", on_cpus=True),
+            _on_later_gpus("sdpa-flash", on_cpus=True),
         ),
         _kernel(
             "sdpa-efficient",
@@ -136,7 +131,7 @@ ATTENTION = Axis(
             "fused attention by cuDNN",
             SDPBackend.CUDNN_ATTENTION,
             "_scaled_dot_product_cudnn_attention",
-            _on_gpus_in_16_bits("sdpa-cudnn", on_cpus=False),
+            _on_later_gpus("sdpa-cudnn", on_cpus=False),
         ),
     ),
 )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from stepbench.records.case import Case
 from stepbench.records.machine import device_type
 from stepbench.records.measurement import Counters
-from stepbench.training.types import Axis, Loop, Loss, Plan, Site, Technique, Unsupported, Workload
+from stepbench.training.types import Axis, Loop, Loss, Plan, Site, Technique, Unsupported
 
 BACKEND = "inductor"
 # By this name dynamo tells the loss' graphs from the model's.
@@ -109,32 +109,10 @@ def _proof_compiled(counters: Counters, plan: Plan) -> str | None:
     return told
 
 
-def _refuses_threads(workload: Workload, case: Case) -> str | None:
-    if case.combination.techniques.get("parallel") != "dataparallel":
-        return None
-    return "a compiled model belongs to one device, dataparallel copies it: choose ddp"
-
-
-# https://github.com/pytorch/pytorch/issues/169545
-def _graphs_and_accumulation(name: str, case: Case) -> str | None:
-    if "accumulation" not in case.combination.techniques:
-        return None
-    return (
-        f"{name} with accumulation: CUDA graphs overwrite the gradients that the micro-batch "
-        "before has left; choose compile"
-    )
-
-
-def _replays(case: Case, machine: Mapping[str, Any]) -> str | None:
+def _needs_a_device(case: Case, machine: Mapping[str, Any]) -> str | None:
     if device_type(machine) == "cpu":
         return "compile-overhead replays CUDA graphs: a CPU has none"
-    return _graphs_and_accumulation("compile-overhead", case)
-
-
-def _tunes(case: Case, machine: Mapping[str, Any]) -> str | None:
-    if device_type(machine) == "cpu":
-        return None
-    return _graphs_and_accumulation("compile-max", case)
+    return None
 
 
 def _compile(name: str, about: str, mode: str | None, **options: Any) -> Technique:
@@ -145,7 +123,6 @@ def _compile(name: str, about: str, mode: str | None, **options: Any) -> Techniq
         loss=_compiled_loss(mode),
         loop=_each_replays if mode else lambda loop, site: loop,
         proof=_proof_compiled,
-        refuses=_refuses_threads,
         # Compiled dropout draws other numbers; BatchNorm, which would not, is not told from it.
         tolerance=lambda workload: None if workload.batch_dependent else TOLERANCE,
         **options,
@@ -163,13 +140,12 @@ COMPILE = Axis(
             "compile-overhead",
             "torch.compile that replays CUDA graphs (reduce-overhead)",
             "reduce-overhead",
-            unsupported=_replays,
+            unsupported=_needs_a_device,
         ),
         _compile(
             "compile-max",
             "torch.compile that times kernels and takes the fastest (max-autotune)",
             "max-autotune",
-            unsupported=_tunes,
         ),
     ),
 )

@@ -13,7 +13,7 @@ from stepbench.errors import StepbenchError
 from stepbench.records.case import Case
 from stepbench.records.machine import device_type
 from stepbench.records.measurement import Counters
-from stepbench.training.types import Axis, Plan, Technique, Workload
+from stepbench.training.types import Axis, Plan, Technique
 
 # torch's own default, for loaders with workers.
 DEFAULT_PREFETCH = 2
@@ -41,15 +41,6 @@ def workers(processes: int) -> Technique:
     )
 
 
-def _needs_workers(name: str) -> Callable[[Workload, Case], str | None]:
-    def refuses(workload: Workload, case: Case) -> str | None:
-        if "workers" in case.combination.techniques:
-            return None
-        return f"{name} is about worker processes: choose workersN with it"
-
-    return refuses
-
-
 def _proof_prefetch(counters: Counters, plan: Plan) -> str | None:
     factor = plan.loader.get("prefetch_factor", DEFAULT_PREFETCH)
     # The first batch has arrived when it is looked: no epoch has more than the rest ahead.
@@ -68,7 +59,6 @@ def prefetch(batches: int) -> Technique:
         name=f"prefetch{batches}",
         about=f"each worker works {batches} batch{'es' if batches > 1 else ''} ahead",
         plan=(lambda plan: plan) if default else _loading(prefetch_factor=batches),
-        refuses=(lambda workload, case: None) if default else _needs_workers(f"prefetch{batches}"),
         proof=_proof_prefetch,
     )
 
@@ -147,7 +137,6 @@ PERSISTENCE = Axis(
             name="persistent",
             about="worker processes live on from epoch to epoch",
             plan=_loading(persistent_workers=True),
-            refuses=_needs_workers("persistent"),
             proof=_proof_persistent(True),
         ),
     ),

@@ -27,8 +27,6 @@ def _needs_a_gpu(case: Case, machine: Mapping[str, Any]) -> str | None:
 
 
 def _needs_ranks(workload: Workload, case: Case) -> str | None:
-    if case.combination.techniques.get("parallel") in (None, "dataparallel"):
-        return "sync-batchnorm is about ranks that are processes: choose ddp, zero1, … with it"
     if case.ranks == 1:
         return "sync-batchnorm on 1 rank is plain BatchNorm: choose 2 ranks or more"
     return None
@@ -67,7 +65,7 @@ NORMALIZATION = Axis(
             model=_synchronized,
             proof=_proof(True),
             unsupported=_needs_a_gpu,
-            refuses=_needs_ranks,
+            incompatible=_needs_ranks,
             tolerance=_other_than_local_statistics,
         ),
     ),

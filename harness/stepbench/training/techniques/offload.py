@@ -11,7 +11,7 @@ from torch.autograd.graph import save_on_cpu
 from stepbench.records.case import Case
 from stepbench.records.machine import device_type
 from stepbench.records.measurement import Counters
-from stepbench.training.types import Axis, Loop, MakeOptimizer, Plan, Site, Technique, Workload
+from stepbench.training.types import Axis, Loop, MakeOptimizer, Plan, Site, Technique
 
 
 def _saved_on_the_host(loop: Loop, site: Site) -> Loop:
@@ -66,27 +66,6 @@ def _proof_on_device(counters: Counters, plan: Plan) -> str | None:
     return None
 
 
-def _refuses_with_state(workload: Workload, case: Case) -> str | None:
-    """Gradients are copied to the host as backward makes them: before anybody else sees them.
-
-    Each parameter, and all small ones together, are updated by an optimizer of their own.
-    """
-    chosen = case.combination.techniques
-    if chosen.get("precision") == "fp16":
-        return "offload-optimizer updates from scaled gradients: choose bf16"
-    if "clipping" in chosen:
-        return "offload-optimizer copies gradients before they are clipped: leave clipping out"
-    if "parallel" in chosen:
-        return "offload-optimizer is for one GPU (torchao): choose fsdp2-offload for several"
-    if (optimizer := chosen.get("optimizer", "")).startswith("adam8bit"):
-        return (
-            f"offload-optimizer with {optimizer}: torchao gives the tensors of fewer than 4096 "
-            "elements an optimizer of their own, which has nothing to keep in 8 bits; choose "
-            "adamw-fused"
-        )
-    return None
-
-
 OFFLOAD = Axis(
     name="offload",
     baseline="on-device",
@@ -111,7 +90,6 @@ OFFLOAD = Axis(
             optimizer=_updated_on_the_host,
             proof=_proof_state,
             unsupported=_needs_a_device("optimizer state and update"),
-            refuses=_refuses_with_state,
             # The host's kernels round in other places.
             tolerance=lambda workload: 1e-3,
         ),

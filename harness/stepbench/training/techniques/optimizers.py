@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from stepbench.records.case import Case
 from stepbench.records.measurement import Counters
 from stepbench.training.types import (
     Axis,
@@ -35,9 +34,6 @@ SGD = {"lr": 0.05, "weight_decay": 0.0}
 SMALLEST_8_BIT = 4096
 # The same products rounded in another order: 1e-7 an update, grown over five.
 TOLERANCE = 1e-4
-
-# What holds shards of parameters (DTensor).
-SHARDED = ("zero2", "fsdp2", "fsdp2-offload")
 
 Groups = list[dict[str, Any]]
 
@@ -171,16 +167,6 @@ def _proof_8_bit(counters: Counters, plan: Plan) -> str | None:
     return f"the optimizer's state is {told}, not {expected} elements in 8 bits"
 
 
-def _refuses_shards(name: str, why: str) -> Callable[[Workload, Case], str | None]:
-    def refuses(workload: Workload, case: Case) -> str | None:
-        parallel = case.combination.techniques.get("parallel")
-        if parallel not in SHARDED:
-            return None
-        return f"{name} with {parallel}: {why}; choose ddp or zero1, or adam8bit"
-
-    return refuses
-
-
 def _as_adamw(workload: Workload) -> float | None:
     return TOLERANCE if workload.optimizer_kind == "AdamW" else None
 
@@ -240,9 +226,6 @@ OPTIMIZER = Axis(
             name="adafactor",
             about="second moments by row and column only (torch's own, relative steps)",
             optimizer=_adafactor,
-            refuses=_refuses_shards(
-                "adafactor", "torch's takes norms of rows, which shards do not hold whole"
-            ),
             proof=_proof_sublinear,
             tolerance=_other,
         ),
@@ -260,9 +243,6 @@ OPTIMIZER = Axis(
             about="AdamW with 8-bit state (bitsandbytes)",
             imports=("bitsandbytes",),
             optimizer=_eight_bit("bitsandbytes"),
-            refuses=_refuses_shards(
-                "adam8bit-bitsandbytes", "its kernels take whole tensors, not shards"
-            ),
             proof=_proof_8_bit,
             tolerance=_other,
         ),

@@ -47,7 +47,7 @@ def _same_unless_batch_dependent(workload: Workload) -> float | None:
     return None if workload.batch_dependent else TOLERANCE
 
 
-def _refuses_ranks(workload: Workload, case: Case) -> str | None:
+def _one_rank_only(workload: Workload, case: Case) -> str | None:
     if case.ranks == 1:
         return None
     return f"{case.ranks} ranks need a data-parallel technique: choose ddp, zero1, fsdp2, …"
@@ -75,12 +75,6 @@ def _reduce_with_the_last(loop: Loop, site: Site) -> Loop:
     return replace(loop, around=(*loop.around, around))
 
 
-def _refuses_accumulation(workload: Workload, case: Case) -> str | None:
-    if "accumulation" not in case.combination.techniques:
-        return None
-    return "ddp-static with accumulation: torch's static graph knows no no_sync(); choose ddp"
-
-
 def _ddp(name: str, about: str, **options: Any) -> Technique:
     return Technique(
         name=name,
@@ -93,11 +87,16 @@ def _ddp(name: str, about: str, **options: Any) -> Technique:
             static_graph=options.get("static_graph", False),
             finds_unused=options.get("find_unused_parameters", False),
         ),
-        refuses=_refuses_accumulation
-        if options.get("static_graph")
-        else lambda workload, case: None,
         tolerance=_same_unless_batch_dependent,
     )
+
+
+def unsharded(name: str) -> str:
+    """The plain data parallelism that a data-parallel technique is the same mathematics as.
+
+    It takes parameters without a gradient as sharding does, which `ddp` alone does not.
+    """
+    return "ddp" if name == "ddp" else "ddp-unused"
 
 
 # --- ZeRO stage 1 --------------------------------------------------------------------------------
@@ -186,28 +185,10 @@ def _scatter_with_the_last(*, reshard: bool) -> Callable[[Loop, Site], Loop]:
     return edit
 
 
-def _refuses_segments(workload: Workload, case: Case) -> str | None:
-    if case.combination.techniques.get("checkpointing") != "ckpt-sqrt":
-        return None
-    return (
-        "ckpt-sqrt runs several blocks as one, which sharding by block cannot gather; choose ckptK"
-    )
-
-
 def _needs_a_device(case: Case, machine: Mapping[str, Any]) -> str | None:
     if device_type(machine) == "cpu":
         return "fsdp2-offload keeps shards in host memory: a CPU has no other memory to spare"
     return None
-
-
-# `_MultiDeviceReplicator` in torch/amp/grad_scaler.py: a copy to pinned memory, and no wait.
-def _refuses_scaling_on_the_host(workload: Workload, case: Case) -> str | None:
-    if case.combination.techniques.get("precision") == "fp16":
-        return (
-            "fsdp2-offload with fp16: torch's gradient scaler does not wait for the copy of its "
-            "scale to the host, where gradients are unscaled; choose bf16"
-        )
-    return _refuses_segments(workload, case)
 
 
 def _fsdp(
@@ -222,7 +203,6 @@ def _fsdp(
         loop=_scatter_with_the_last(reshard=reshard),
         proof=exchange.proof_fsdp_offload if offload else exchange.proof_fsdp(reshard=reshard),
         unsupported=_needs_a_device if offload else lambda case, machine: None,
-        refuses=_refuses_scaling_on_the_host if offload else _refuses_segments,
         tolerance=_same_unless_batch_dependent,
     )
 
@@ -231,6 +211,11 @@ def _fsdp(
 
 
 def _in_threads(model: nn.Module, site: Site) -> nn.Module:
+    if site.workload.loss is None:
+        raise Unsupported(
+            f"dataparallel gathers outputs, and {site.workload.name}'s model returns its loss: "
+            "choose ddp"
+        )
     wrapped = DataParallel(model, device_ids=list(range(site.ranks)))
     wrapped.autocast = site.plan.autocast
     return wrapped
@@ -244,26 +229,6 @@ def _needs_two_gpus(case: Case, machine: Mapping[str, Any]) -> str | None:
         )
     if case.ranks < 2:
         return "dataparallel on one device is the plain model: choose 2 ranks or more"
-    return None
-
-
-def _refuses_threads(workload: Workload, case: Case) -> str | None:
-    chosen = case.combination.techniques
-    if workload.loss is None:
-        return (
-            f"dataparallel gathers outputs, and {workload.name}'s model returns its loss: "
-            "choose ddp"
-        )
-    if name := chosen.get("checkpointing"):
-        return (
-            f"dataparallel with {name}: checkpointing holds on to the blocks themselves, and it is "
-            "copies of them that run; choose ddp"
-        )
-    if chosen.get("offload") == "offload-activations":
-        return (
-            "dataparallel with offload-activations: torch offloads what one thread saves, and the "
-            "replicas run in threads of their own; choose ddp"
-        )
     return None
 
 
@@ -287,7 +252,7 @@ PARALLEL = Axis(
             name="single",
             about="one process on one device",
             proof=exchange.proof_single,
-            refuses=_refuses_ranks,
+            incompatible=_one_rank_only,
         ),
         Technique(
             name="dataparallel",
@@ -295,7 +260,6 @@ PARALLEL = Axis(
             model=_in_threads,
             proof=exchange.proof_threads,
             unsupported=_needs_two_gpus,
-            refuses=_refuses_threads,
             tolerance=_same_unless_batch_dependent,
         ),
         _ddp("ddp", "every rank holds the model; gradients are all-reduced, once a step"),

@@ -142,6 +142,7 @@ PRECISION = Axis(
             plan=lambda plan: replace(plan, autocast=torch.float16),
             model=_float32_products(tf32=False),
             proof=_proof_16_bit("float16", scaled=False),
+            leaves_tensors=True,
             # What it loses depends on the size of the gradients: to be looked at, not judged.
             tolerance=lambda workload: None,
         ),
