@@ -15,6 +15,7 @@ class Optimizers(suite.StateCases):
             "adamw-fused",
             "adafactor",
             "adam8bit",
+            "adam8bit-compiled",
             "adam8bit-bitsandbytes",
         ]
     ]

@@ -1,13 +1,18 @@
 """Optimizers measured for real: their state by arithmetic done by hand, and each disabled."""
 
+import functools
 import importlib.util
+from dataclasses import replace
 
 import pytest
 import torch
 
+from stepbench.measuring.measure import measure_process
 from stepbench.records.case import Case
+from stepbench.training import build as build_module
 from stepbench.training.techniques import optimizers, parse, unsupported
 from tests.extras import needs
+from tests.measuring.conftest import QUICK
 
 # gpt-1m@seq=8: 6 layers, width 128, vocabulary 256; tied embeddings, 13 norms.
 WIDTH, LAYERS, VOCABULARY, SEQ = 128, 6, 256, 8
@@ -69,6 +74,50 @@ def test_8_bit_state_is_a_quarter(measured, name):
     assert kept["float32"] == 2 * (PARAMETERS - LARGE) + 2 * LARGE // BLOCK + books
     quarter = 2 * 4 * PARAMETERS / 4
     assert one.memory.optimizer_bytes == pytest.approx(quarter, rel=0.06)
+
+
+LARGE_TENSOR = "tests.training.own_workloads:one_large_tensor"
+
+
+@needs("torchao")
+def test_torchaos_compiled_update_needs_less_memory(machine):
+    """For real, g++ included; the steps in float32 are temporaries of the eager update only."""
+    eager, compiled = (
+        measure_process(Case(workload=LARGE_TENSOR, combination=parse(name)), QUICK, machine)
+        for name in ("adam8bit", "adam8bit-compiled")
+    )
+    updates = eager.counters.compiled_updates, compiled.counters.compiled_updates
+    assert updates == (0, 1)  # of one parameter
+    assert compiled.counters.state_elements == eager.counters.state_elements
+    assert compiled.memory.working_bytes < 0.8 * eager.memory.working_bytes
+
+
+@needs("torchao")
+def test_a_compiled_update_is_told_and_is_no_compiled_model(measured, monkeypatch):
+    eager = measured("adam8bit", LARGE_TENSOR)
+    assert "torchao compiles its update unless told not to, as here" in eager.outcome.reason
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    record = measured("bf16+adam8bit-compiled", LARGE_TENSOR)
+    assert "torchao's default: its update is compiled" in record.outcome.reason
+    one = ok(record)
+    assert (one.counters.compiled_updates, one.counters.compiled_calls) == (1, 0)
+    assert one.compilation.graphs == 1
+    assert one.unproved == ()
+
+
+@needs("torchao")
+@pytest.mark.parametrize("name", ["adam8bit", "adam8bit-compiled"])
+def test_the_other_one_underneath(measured, monkeypatch, name):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    real = build_module.chosen_techniques
+    loops = {"adam8bit": lambda loop, site: loop, "adam8bit-compiled": optimizers._eagerly}
+    monkeypatch.setattr(
+        build_module,
+        "chosen_techniques",
+        lambda of: [replace(t, loop=loops[name]) if t.name == name else t for t in real(of)],
+    )
+    runs = "1" if name == "adam8bit" else "0"
+    assert f"{runs} compiled graphs ran in the update" in broken(measured(name, LARGE_TENSOR))
 
 
 @needs("torchao")

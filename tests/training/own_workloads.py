@@ -240,6 +240,11 @@ def one_tensor():
     return replace(plain(), model=lambda: nn.Linear(WIDTH, CLASSES, bias=False))
 
 
+def one_large_tensor():
+    """1 MiB in one shape."""
+    return replace(plain(), model=lambda: nn.Linear(WIDTH, 2**14, bias=False))
+
+
 class DroppedScores(Ragged):
     """Attention with dropout, which torch's fused kernel for CPUs has not."""
 

@@ -154,6 +154,7 @@ def test_a_part_of_it_is_not_enough():
         },
         "adafactor": {**half_updated, "gradient_elements": 1000},
         "adam8bit": {"large_elements": 800, "state_elements": {"float32": 600, "uint8": 400}},
+        "adam8bit-compiled": {"large_elements": 400, "state_elements": {"uint8": 800}},
         "warmup4": {
             "learning_rates": (1.0, 2.0, 3.0, 4.0, 4.0),
             "other_learning_rates": ((4.0,) * 5,),

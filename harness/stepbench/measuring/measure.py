@@ -29,6 +29,7 @@ from stepbench.stats.measures import (
 from stepbench.stats.noise import first_begins, one_more
 from stepbench.store import now
 from stepbench.training.techniques import (
+    chosen_techniques,
     combine,
     incompatible,
     other_mathematics,
@@ -215,7 +216,7 @@ def _judged(
     reference = _reference(case, workload)
     if reference.combination == case.combination != case.baseline.combination:
         _require_alike(case, rounds, None, draws)
-        return _ok(f"loss not judged: {NOT_JUDGED}", *_about(rounds[0].case))
+        return _ok(f"loss not judged: {NOT_JUDGED}", *_about(case, rounds[0].case))
     allowed, against = tolerance(workload, case.combination), "the baseline"
     references = [one.baseline for one in rounds]
     if reference != case.baseline:
@@ -245,7 +246,7 @@ def _judged(
         f"{drifted:.1e}: not judged"
         if drifted > allowed
         else None,
-        *_about(rounds[0].case),
+        *_about(case, rounds[0].case),
         crowded(case, rounds[0].case.environment),
     )
 
@@ -263,8 +264,9 @@ def _ok(*notes: str | None) -> Outcome:
     return Outcome(kind="ok", reason="; ".join(filter(None, notes)) or None)
 
 
-def _about(one: Measurement) -> Iterator[str]:
-    """What the techniques did only in part."""
+def _about(case: Case, one: Measurement) -> Iterator[str]:
+    """What the techniques say of themselves, and what they did only in part."""
+    yield from filter(None, (each.note for each in chosen_techniques(case.combination)))
     counters = one.counters
     if counters.adapted_layers:
         each = (f"{count} {kind}" for kind, count in counters.adapted_layers.items())

@@ -152,7 +152,7 @@ class Measured(Subject):
             communication=communication,
             allocation_retries=self.allocation_retries,
             compilation=compiled,
-            unproved=inside_the_model(self.case.combination) if compiled else (),
+            unproved=inside_the_model(self.case.combination) if counted.compiled_calls else (),
             evidence=evidence,
         )
         proofs = (
@@ -302,7 +302,7 @@ class Measured(Subject):
         if compilation() is None:
             return {}
         self.steps_run += 2
-        return calls(lambda: train_step(self.loop, self.first, self.site))
+        return calls(self.loop, lambda loop: train_step(loop, self.first, self.site))
 
     def _communication(self) -> Communication | None:
         """How much of a step's collectives nothing hid; None where there is no group."""

@@ -91,6 +91,7 @@ class Counters(Jsonable):
         adapted_layers: layers that an adapter stands on, by kind.
         compiled_calls: calls into compiled graphs, those of the loss left out, in a step that was
             not forced to be eager.
+        compiled_updates: the same in that step's update, by an optimizer that compiles itself.
         eager_products: products of that step outside compiled graphs, seen in their backward pass.
         all_products: the same of an eager step.
         skipped_frames: frames that dynamo gave up and left to eager execution.
@@ -152,6 +153,7 @@ class Counters(Jsonable):
     state_elements: Mapping[str, int] = field(default_factory=dict)
     adapted_layers: Mapping[str, int] = field(default_factory=dict)
     compiled_calls: int = 0
+    compiled_updates: int = 0
     eager_products: int = 0
     all_products: int = 0
     skipped_frames: int = 0

@@ -201,6 +201,7 @@ class Technique:
             mistake where a person named it, `unsupported` inside a product. Techniques that do not
             go together stand in the table of `training/incompatible.py` instead.
         also: other names by which people know it; accepted, and spelled by `name`.
+        note: what every row of it is to say beside its outcome.
         imports: modules that its hooks import, of libraries that are extras of this one under
             their own names (`stepbench[peft]`).
         leaves_tensors: whether parameters that the baseline trains may stay as they were.
@@ -211,6 +212,7 @@ class Technique:
     name: str
     about: str
     also: tuple[str, ...] = ()
+    note: str | None = None
     imports: tuple[str, ...] = ()
     proof: Callable[[Counters, Plan], str | None]
     plan: Callable[[Plan], Plan] = lambda plan: plan

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch._dynamo.utils as dynamo
@@ -15,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from stepbench.records.measurement import Compilation
 from stepbench.training.techniques.compiling import LOSS
+from stepbench.training.types import Loop
 
 # How the profiler names a call into a graph that dynamo has compiled.
 COMPILED_CALL = "Torch-Compiled Region"
@@ -48,22 +50,32 @@ def compile_s() -> float:
     return float(dynamo.calculate_time_spent().get("total_wall_time", 0.0))
 
 
-def calls(step: Callable[[], None]) -> dict[str, int]:
+def calls(loop: Loop, step: Callable[[Loop], None]) -> dict[str, int]:
     """Run a step, and an eager one, under the profiler: Counters' fields about compiled graphs."""
-    names = _events(step)
+    names, in_update = _events(loop, step)
     with torch.compiler.set_stance("force_eager"):
-        eager = _events(step)
+        eager, _ = _events(loop, step)
     compiled = dynamo.get_compilation_metrics()
     of_loss = {f"{COMPILED_CALL}: {one.compile_id}" for one in compiled if one.co_name == LOSS}
     return {
         "compiled_calls": sum(n.startswith(COMPILED_CALL) and n not in of_loss for n in names),
+        "compiled_updates": sum(n.startswith(COMPILED_CALL) for n in in_update),
         "eager_products": sum(bool(EAGER_PRODUCT.match(name)) for name in names),
         "skipped_frames": dynamo.counters["frames"]["total"] - dynamo.counters["frames"]["ok"],
         "all_products": sum(bool(EAGER_PRODUCT.match(name)) for name in eager),
     }
 
 
-def _events(step: Callable[[], None]) -> list[str]:
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        step()
-    return [event.name for event in profiled.events() or ()]
+def _events(loop: Loop, step: Callable[[Loop], None]) -> tuple[list[str], list[str]]:
+    """Names of what a step did before its update, and in it: an optimizer may compile itself."""
+    before, amid = (profile(activities=[ProfilerActivity.CPU]) for _ in range(2))
+
+    def update() -> None:
+        before.stop()
+        with amid:
+            loop.update()
+
+    before.start()
+    step(replace(loop, update=update))
+    names, in_update = ([event.name for event in one.events() or ()] for one in (before, amid))
+    return names, in_update
