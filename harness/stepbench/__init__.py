@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stepbench.errors import StepbenchError
+    from stepbench.metrics.metric import Metric
+    from stepbench.report.column import Column
     from stepbench.training.types import Axis, Batch, Loop, Plan, Technique, Unsupported, Workload
 
 __all__ = [
     "Axis",
     "Batch",
+    "Column",
     "Loop",
+    "Metric",
     "Plan",
     "StepbenchError",
     "Technique",
@@ -25,10 +29,13 @@ __all__ = [
 ]
 
 
+_HOMES = {"StepbenchError": "errors", "Metric": "metrics.metric", "Column": "report.column"}
+
+
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "errors" if name == "StepbenchError" else "training.types"
+    home = _HOMES.get(name, "training.types")
     return getattr(import_module(f"{__name__}.{home}"), name)
 
 

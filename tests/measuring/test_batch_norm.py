@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from stepbench.measuring.measure import _reference
+from stepbench.metrics.beside import LOSS_DIFFERENCE
 from stepbench.records.case import Case
-from stepbench.stats import measures
 from stepbench.training import step as step_module
 from stepbench.training.techniques import parse
 from stepbench.training.workloads import load
@@ -15,13 +15,13 @@ from stepbench.training.workloads import load
 def test_its_distance_from_the_full_batch_is_reported_without_judging(measured):
     record = measured("accum4", "cnn-tiny")
     assert record.outcome.ok, record.outcome
-    assert measures.loss_difference(record) > 0.01
+    assert LOSS_DIFFERENCE.of(record) > 0.01
 
 
 def test_group_norm_is_judged(measured):
     record = measured("accum4", "cnn-tiny@norm=group")
     assert record.outcome.ok, record.outcome
-    assert measures.loss_difference(record) < 1e-3
+    assert LOSS_DIFFERENCE.of(record) < 1e-3
 
 
 def test_what_comes_with_it_is_held_against_it(measured, monkeypatch):
@@ -45,8 +45,8 @@ def test_what_comes_with_it_is_held_against_it(measured, monkeypatch):
 def test_dropout_draws_anew_for_each_micro_batch(measured):
     record = measured("accum4", "gpt-tiny@dropout=0.1")
     assert record.outcome.ok, record.outcome
-    assert measures.loss_difference(record) > 1e-3
-    assert measures.loss_difference(measured("ckpt1", "gpt-tiny@dropout=0.1")) == 0.0
+    assert LOSS_DIFFERENCE.of(record) > 1e-3
+    assert LOSS_DIFFERENCE.of(measured("ckpt1", "gpt-tiny@dropout=0.1")) == 0.0
 
 
 @pytest.mark.parametrize(

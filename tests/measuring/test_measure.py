@@ -8,9 +8,9 @@ import pytest
 
 from stepbench.measuring.measure import measure
 from stepbench.measuring.settings import Settings
+from stepbench.metrics.beside import LOSS_DIFFERENCE
 from stepbench.records.case import Case
 from stepbench.records.run import Record
-from stepbench.stats import measures
 from stepbench.training import build as build_module
 from stepbench.training.techniques import AXES, incompatible, parse, unsupported
 from stepbench.training.workloads import load
@@ -32,7 +32,7 @@ def test_the_baseline_by_hand(measured):
     assert one.tokens == TOKENS
     assert len(one.losses) == len(one.grad_norms) == 8
     assert one.same_parameter_steps == len(one.descents) + 1 == 3
-    assert measures.loss_difference(record) == 0.0
+    assert LOSS_DIFFERENCE.of(record) == 0.0
     memory = one.memory
     assert memory.parameter_bytes == memory.gradient_bytes == 4 * PARAMETERS
     tensors = 3 + 6 * LAYERS  # each with a step counter of 4 bytes

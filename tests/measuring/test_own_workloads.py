@@ -3,7 +3,7 @@
 import pytest
 
 from stepbench.errors import StepbenchError
-from stepbench.stats import measures
+from stepbench.metrics.beside import LOSS_DIFFERENCE
 from stepbench.training.workloads import canonical, load
 
 OWN = "tests.training.own_workloads"
@@ -19,7 +19,7 @@ def test_every_axis(measured, name, combination):
         assert "names no repeated blocks" in record.outcome.reason
     else:
         assert record.outcome.ok, record.outcome
-        assert measures.loss_difference(record) < 0.05
+        assert LOSS_DIFFERENCE.of(record) < 0.05
 
 
 def test_the_record_names_the_file_and_the_data(measured):
@@ -76,4 +76,4 @@ def test_every_block_that_is_checkpointed_is_seen(measured, name):
 def test_dropout_in_the_model_is_seen(measured):
     record = measured("accum4", f"{OWN}:with_dropout")
     assert record.outcome.ok, record.outcome
-    assert measures.loss_difference(record) > 1e-3
+    assert LOSS_DIFFERENCE.of(record) > 1e-3

@@ -8,9 +8,9 @@ import torch
 from stepbench.measuring import subject, team
 from stepbench.measuring.measure import measure
 from stepbench.measuring.settings import Settings
+from stepbench.metrics.beside import LOSS_DIFFERENCE, SPEEDUP
 from stepbench.records.case import Case
 from stepbench.records.run import Record
-from stepbench.stats import measures
 from stepbench.training.techniques import parse
 
 # gpt-tiny: 2 layers, width 32, vocabulary 256, sequences of 16; tied embeddings.
@@ -138,7 +138,7 @@ def test_weak_scaling_grows_the_batch_and_is_a_ratio_of_throughputs(on_ranks):
         case=replace(case, step_s=(0.5,) * 3),
         baseline=replace(baseline, step_s=(0.1,) * 3),
     )
-    speedup = measures.speedup(replace(record, rounds=(timed,))).median
+    speedup = SPEEDUP.of(replace(record, rounds=(timed,))).median
     assert speedup == pytest.approx(2 * 0.1 / 0.5)  # of twice the tokens
 
 
@@ -182,7 +182,7 @@ def test_ranks_with_unequal_loss_terms(on_ranks):
 def test_batchnorm_over_ranks_is_other_mathematics(on_ranks):
     record = on_ranks("ddp", 2, "cnn-tiny")
     ok(record)
-    assert measures.loss_difference(record) > 1e-3
+    assert LOSS_DIFFERENCE.of(record) > 1e-3
     told = "loss not judged: it is other mathematics than the baseline"
     assert record.outcome.reason == told
 

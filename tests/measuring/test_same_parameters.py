@@ -8,6 +8,7 @@ import torch
 
 from stepbench.measuring import subject
 from stepbench.measuring.launch import in_child
+from stepbench.metrics.beside import LOSS_DIFFERENCE
 from stepbench.stats import measures
 from stepbench.training import build as build_module
 from stepbench.training.data import Batches
@@ -22,9 +23,7 @@ def test_chaos_after_several_updates_is_not_the_techniques(measured):
     record = measured("bf16", f"{RESNET}@rate=0.5")
     assert record.outcome.ok, record.outcome
     [one] = record.rounds
-    assert (
-        measures.parity_difference(one.baseline, one.case) < 0.05 < measures.loss_difference(record)
-    )
+    assert measures.parity_difference(one.baseline, one.case) < 0.05 < LOSS_DIFFERENCE.of(record)
     assert "updates then drift apart by" in record.outcome.reason
 
 

@@ -11,9 +11,9 @@ from stepbench.measuring.measure import measure
 from stepbench.measuring.pairs import PairFailed, Ring
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.sweep import open_sweep
+from stepbench.metrics.beside import LOSS_DIFFERENCE
 from stepbench.records.case import Case
 from stepbench.records.pair import Side
-from stepbench.stats import measures
 from stepbench.training import build as build_module
 from stepbench.training.techniques import find, parse, unsupported
 from tests.measuring.conftest import QUICK
@@ -37,7 +37,7 @@ def test_two_threads_train_what_one_does(measured, name, workload):
     assert record.outcome.ok, record.outcome
     [one] = record.rounds
     assert (of(one.case), of(one.baseline)) == ((2, 2, 2), (1, 1, 1))
-    assert measures.loss_difference(record) <= find("threads2")[1].tolerance(None)
+    assert LOSS_DIFFERENCE.of(record) <= find("threads2")[1].tolerance(None)
 
 
 def test_the_run_sets_the_baselines_threads_too(measured):

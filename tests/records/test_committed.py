@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from stepbench.metrics.beside import SPEEDUP
 from stepbench.records.measurement import Counters
 from stepbench.report import tables
-from stepbench.stats import measures
 from stepbench.store import RunFile
 from stepbench.versions import MEASURE_VERSION, RECORD_VERSION
 
@@ -71,7 +71,7 @@ def test_its_ratio_is_by_hand_and_its_table_is_printed(path):
         if record.outcome.ok:
             (one,) = record.rounds
             means = [sum(side.step_s) / len(side.step_s) for side in (one.baseline, one.case)]
-            assert measures.speedup(record).median == pytest.approx(means[0] / means[1], rel=1e-3)
+            assert SPEEDUP.of(record).median == pytest.approx(means[0] / means[1], rel=1e-3)
 
 
 def test_a_lost_value_is_found():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
+from stepbench.metrics.time import PARTS
 from stepbench.report import formats
 from stepbench.report.drawing import dressed, measured, safe
-from stepbench.report.rows import PARTS, Table
+from stepbench.report.rows import Table
 
 # In the order of PARTS; what is not computing stands out.
 COLOURS = ("#d55e00", "#0072b2", "#56b4e9", "#cc79a7", "#009e73", "#888888")

@@ -1,137 +1,36 @@
-"""The columns of result tables: header, cell, when a column is shown, and what it means."""
+"""The columns of result tables: which metrics are shown, in which tables, and what they mean."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 
+from stepbench.metrics import beside, counts, device, memory, time, utilization
 from stepbench.report import formats
-from stepbench.report.devices import DeviceFigures
-from stepbench.report.rows import Figures, RankFigures, Table
-from stepbench.report.utilization import legend
+from stepbench.report.column import Column, Group, always, nonzero, present, varies
+from stepbench.report.rows import Figures, Table
 from stepbench.stats.noise import DELAYED_SHARE
 
-# Header and cell of what an `ok` case shows; the outcome's columns come before.
-COLUMNS: dict[str, Callable[[Figures], str]] = {
-    "step ms": lambda one: formats.milliseconds(one.step_s),
-    "speed-up": lambda one: formats.estimate(one.speedup),
-    "peak MiB": lambda one: formats.mebibytes(one.peak_bytes),
-    "memory": lambda one: formats.ratio(one.memory_ratio.median),
-    "grad+act MiB": lambda one: formats.mebibytes(one.working_bytes),
-    "loss diff": lambda one: formats.difference(one.loss_difference),
-    "items/s": lambda one: formats.rate(one.tokens_per_s),
-}
-# Shown where some steps cost more than most.
-TYPICAL_COLUMNS: dict[str, Callable[[Figures], str]] = {
-    "typical ms": lambda one: formats.milliseconds(one.typical_step_s),
-}
+WAITING_SHARE = 0.05
+# A process is shown where it held so much more than its tensors.
+PARTED_BYTES = 8 * 2**20
+
 TYPICAL_LEGEND = (
     "typical: the median step. Of an amortised case it is over 5% off the mean (step ms): what "
     "comes only every so many steps is in the mean alone."
 )
-# Shown where others took the processor.
-UNDELAYED_COLUMNS: dict[str, Callable[[Figures], str]] = {
-    "undelayed ms": lambda one: (
-        "" if one.undelayed_step_s is None else formats.milliseconds(one.undelayed_step_s)
-    ),
-}
 UNDELAYED_LEGEND = (
     "undelayed: the mean step less what the process waited for a processor that others had (the "
     "kernel's run delay), where one process of one thread did it all."
 )
-# Shown where others took the processor, or might have.
-CPU_COLUMNS: dict[str, Callable[[Figures], str]] = {
-    "CPU speed-up": lambda one: formats.estimate(one.cpu_speedup) if one.cpu_speedup else "",
-}
 CPU_LEGEND = (
     "CPU speed-up: the ratio of processor time, which neighbours move far less than that of wall "
     "time; where one process on a CPU does it all."
 )
-# Shown where a case computes in 16 bits.
-NARROW_COLUMNS: dict[str, Callable[[Figures], str]] = {
-    "16-bit": lambda one: formats.share(one.narrow_share),
-}
 NARROW_LEGEND = (
     "16-bit: part of the FLOPs of matrix products, convolutions and attention whose inputs were "
     "bfloat16 or float16."
 )
-# Shown where loading matters: a case chose how to load, or waited for its data.
-LOADING_COLUMNS: dict[str, Callable[[Figures], str]] = {
-    "data wait": lambda one: f"{one.data_wait_share or 0:.0%}",
-    "host MiB": lambda one: formats.mebibytes(one.host_bytes or 0),
-    "epoch pause ms": lambda one: formats.milliseconds(one.epoch_pause_s or 0),
-}
-# Each shown where it is not the same for all.
-STATE_COLUMNS: dict[str, Callable[[Figures], str]] = {
-    "state/param": lambda one: formats.ratio(one.state_ratio),
-}
-TRAINED_COLUMNS: dict[str, Callable[[Figures], str]] = {
-    "trained": lambda one: "" if one.trained_share is None else f"{one.trained_share:.2%}",
-}
-# Shown where a process held so much more than its tensors.
-PARTED_BYTES = 8 * 2**20
-PROCESS_COLUMNS: dict[str, Callable[[Figures], str]] = {
-    "process MiB": lambda one: (
-        formats.mebibytes(one.process_peak_bytes) if one.process_peak_bytes else ""
-    ),
-}
-# Shown where memory grows with the steps, beyond what the probe takes for none.
-GROWTH_COLUMNS: dict[str, Callable[[Figures], str]] = {
-    "growth MiB": lambda one: (
-        formats.mebibytes(one.growth_bytes_per_step) if one.growth_bytes_per_step else ""
-    ),
-}
-# Shown where anything was compiled.
-COMPILE_COLUMNS: dict[str, Callable[[Figures], str]] = {
-    "compile s": lambda one: f"{one.compilation.compile_s:.1f}" if one.compilation else "",
-    "graphs": lambda one: str(one.compilation.graphs) if one.compilation else "",
-    "breaks": lambda one: str(one.compilation.graph_breaks) if one.compilation else "",
-    "recompiles": lambda one: str(one.compilation.recompiles) if one.compilation else "",
-}
-# Shown where anything was computed in float16.
-SCALING_COLUMNS: dict[str, Callable[[Figures], str]] = {
-    "loss scale": lambda one: formats.known(one.scaling.loss_scale) if one.scaling else "",
-    "skipped": lambda one: str(one.scaling.skipped_steps) if one.scaling else "",
-    "zero grads": lambda one: f"{one.scaling.zero_gradients:.2%}" if one.scaling else "",
-}
-# A table of their own, where there was a process group.
-RANK_COLUMNS: dict[str, Callable[[RankFigures], str]] = {
-    "parameters MiB": lambda one: formats.mebibytes(one.parameter_bytes),
-    "gradients MiB": lambda one: formats.mebibytes(one.gradient_bytes),
-    "optimizer MiB": lambda one: formats.mebibytes(one.optimizer_bytes),
-    "peak in build": lambda one: formats.mebibytes(one.build_peak_bytes),
-    "first step": lambda one: formats.mebibytes(one.first_step_peak_bytes),
-    "steady step": lambda one: formats.mebibytes(one.peak_bytes),
-    "collectives a step": lambda one: formats.collectives(one.collectives),
-    "exposed": lambda one: "" if one.exposed_share is None else f"{one.exposed_share:.0%}",
-}
-# Shown where a GPU told its state.
-DEVICE_COLUMNS: dict[str, Callable[[DeviceFigures], str]] = {
-    "J a step": lambda one: formats.known(one.energy_j),
-    "W": lambda one: formats.known(one.power_w),
-    "MHz": lambda one: formats.known(one.clock_mhz),
-    "at most °C": lambda one: formats.known(one.temperature_c),
-    "clock limited by": lambda one: ", ".join(one.throttle_reasons),
-}
-DEVICE_LEGEND = (
-    "The GPU during the windows, as its driver told it; energy by its own counter, where a window "
-    "lasts a second. A power cap is how a busy GPU runs; thermal and hardware limits disturb."
-)
-BUDGET_LEGEND = (
-    "Step budget in ms, adding up to the step: waiting for the batch, forward, backward, what "
-    "collectives add unhidden, the optimizer's update, the rest (moving micro-batches, the loop)."
-)
-RANK_LEGEND = (
-    "Each rank: what the one with the largest peak holds, peaks in MiB; collectives by kind with "
-    "the MiB of the whole tensors; exposed: part of profiled steps in which one ran, a late rank "
-    "was waited for, and nothing was computed (mean over ranks). Global batch xN: weak scaling, "
-    "its speed-up is of throughput."
-)
-# Shown where the hardware's peak is known.
-MFU_COLUMNS: dict[str, Callable[[Figures], str]] = {
-    "MFU": lambda one: formats.share(one.utilization),
-    "HFU": lambda one: formats.share(one.hardware_utilization),
-}
-WAITING_SHARE = 0.05
 LOADING_LEGEND = (
     "data wait: part of a step that waited for its batch; host: memory of the process and its "
     "loader workers; epoch pause: from asking for an epoch's first batch to having it."
@@ -151,60 +50,186 @@ SCALING_LEGEND = (
     "loss scale: factor of the loss in the step that was counted; skipped: first steps that "
     "overflowed and lowered it; zero grads: part of the gradients' elements that were exactly 0."
 )
+BUDGET_LEGEND = (
+    "Step budget in ms, adding up to the step: waiting for the batch, forward, backward, what "
+    "collectives add unhidden, the optimizer's update, the rest (moving micro-batches, the loop)."
+)
+
+COMPILATION = Group(key="compilation", told_by=time.COMPILE_S)
+SCALING = Group(key="scaling", told_by=counts.LOSS_SCALE)
+RANKS = Group(
+    key="ranks",
+    told_by=time.EXPOSED_SHARE,
+    title="Each rank",
+    legend=(
+        "Each rank: what the one with the largest peak holds, peaks in MiB; collectives by kind "
+        "with the MiB of the whole tensors; exposed: part of profiled steps in which one ran, a "
+        "late rank was waited for, and nothing was computed (mean over ranks). Global batch xN: "
+        "weak scaling, its speed-up is of throughput."
+    ),
+)
+DEVICE = Group(
+    key="device",
+    told_by=device.THROTTLE_REASONS,
+    title="The GPU meanwhile",
+    legend=(
+        "The GPU during the windows, as its driver told it; energy by its own counter, where a "
+        "window lasts a second. A power cap is how a busy GPU runs; thermal and hardware limits "
+        "disturb."
+    ),
+)
 
 
-def columns_of(table: Table) -> tuple[dict[str, Callable[[Figures], str]], list[str]]:
-    """The columns that tell something here, and what the optional ones mean."""
-    figures = [row.figures for row in table.rows if row.figures]
-    optional = (
-        (TYPICAL_COLUMNS, any(one.amortised for one in figures), TYPICAL_LEGEND),
-        (UNDELAYED_COLUMNS, any(map(_delayed, figures)), UNDELAYED_LEGEND),
-        (CPU_COLUMNS, any(map(_contended, figures)), CPU_LEGEND),
-        (NARROW_COLUMNS, any(one.narrow_share for one in figures), NARROW_LEGEND),
-        (LOADING_COLUMNS, _loading_matters(table), LOADING_LEGEND),
-        (MFU_COLUMNS, bool(legend(table.run.machine)), legend(table.run.machine) or ""),
-        (STATE_COLUMNS, _differ(STATE_COLUMNS, figures), STATE_LEGEND),
-        (TRAINED_COLUMNS, _dead(figures) or _differ(TRAINED_COLUMNS, figures), TRAINED_LEGEND),
-        (PROCESS_COLUMNS, any(map(_parted, figures)), PROCESS_LEGEND),
-        (GROWTH_COLUMNS, any(one.growth_bytes_per_step for one in figures), GROWTH_LEGEND),
-        (COMPILE_COLUMNS, any(one.compilation for one in figures), COMPILE_LEGEND),
-        (SCALING_COLUMNS, any(one.scaling for one in figures), SCALING_LEGEND),
-    )
-    columns, legends = dict(COLUMNS), []
-    for more, matters, means in optional:
-        if matters:
-            columns |= more
-            legends.append(means)
-    return columns, legends
+def _amortised(column: Column, table: Table) -> bool:
+    return any(one.amortised for one in table.figures)
 
 
 def _delayed(figures: Figures) -> bool:
-    undelayed_s = figures.undelayed_step_s
-    return undelayed_s is not None and figures.step_s - undelayed_s > DELAYED_SHARE * figures.step_s
+    step_s, undelayed_s = figures[time.STEP_S], figures[time.UNDELAYED_STEP_S]
+    return undelayed_s is not None and step_s - undelayed_s > DELAYED_SHARE * step_s
 
 
-def _contended(figures: Figures) -> bool:
+def _any_delayed(column: Column, table: Table) -> bool:
+    return any(map(_delayed, table.figures))
+
+
+def _contended(column: Column, table: Table) -> bool:
     """Whether something shared the processors, and there is processor time to tell."""
-    shared = bool(figures.disturbances) or _delayed(figures)
-    return shared and figures.cpu_speedup is not None
-
-
-def _differ(columns: Mapping[str, Callable[[Figures], str]], figures: Sequence[Figures]) -> bool:
-    return any(len({show(one) for one in figures}) > 1 for show in columns.values())
-
-
-def _parted(one: Figures) -> bool:
-    return (one.process_peak_bytes or 0) - one.peak_bytes > PARTED_BYTES
-
-
-def _dead(figures: Sequence[Figures]) -> bool:
-    """Whether weights had no gradient, which is to be told where it is so in all rows, too."""
-    return any(one.trained_share is not None and one.trained_share < 1 for one in figures)
-
-
-def _loading_matters(table: Table) -> bool:
-    waits = {row.name: row.figures.data_wait_share for row in table.rows if row.figures}
-    chosen = any("workers" in row.case.combination.techniques for row in table.rows)
-    return None not in waits.values() and (
-        chosen or any(wait > WAITING_SHARE for wait in waits.values() if wait is not None)
+    return any(
+        figures[column.metric] is not None and (figures.disturbances or _delayed(figures))
+        for figures in table.figures
     )
+
+
+def _loading_matters(column: Column, table: Table) -> bool:
+    """Whether a case chose how to load, or waited for its data."""
+    waits = [figures[time.DATA_WAIT_SHARE] for figures in table.figures]
+    chosen = any("workers" in row.case.combination.techniques for row in table.rows)
+    return None not in waits and (chosen or any(wait > WAITING_SHARE for wait in waits))
+
+
+def _peak_is_known(column: Column, table: Table) -> bool:
+    return utilization.legend(table.run.machine) is not None
+
+
+def _peaks(table: Table) -> str:
+    return utilization.legend(table.run.machine) or ""
+
+
+def _partly_trained(column: Column, table: Table) -> bool:
+    """Whether weights had no gradient, which is to be told where it is so in all rows, too."""
+    shares = [figures[column.metric] for figures in table.figures]
+    return any(share is not None and share < 1 for share in shares) or varies(column, table)
+
+
+def _beyond_tensors(column: Column, table: Table) -> bool:
+    return any(
+        (figures[column.metric] or 0) - figures[memory.PEAK_BYTES] > PARTED_BYTES
+        for figures in table.figures
+    )
+
+
+_loads = partial(Column, show=_loading_matters, legend=LOADING_LEGEND)
+_utilizes = partial(Column, show=_peak_is_known, legend=_peaks)
+_compiles = partial(Column, show=present, legend=COMPILE_LEGEND, group=COMPILATION)
+_scales = partial(Column, show=present, legend=SCALING_LEGEND, group=SCALING)
+_of_ranks = partial(Column, show=always, group=RANKS)
+_of_device = partial(Column, show=always, group=DEVICE)
+
+COLUMNS: tuple[Column, ...] = (
+    Column(metric=time.STEP_S, header="step ms", show=always),
+    Column(metric=beside.SPEEDUP, header="speed-up", show=always, left=True),
+    Column(metric=memory.PEAK_BYTES, header="peak MiB", show=always),
+    Column(
+        metric=beside.MEMORY_RATIO,
+        header="memory",
+        show=always,
+        cell=lambda value: formats.ratio(value.median),
+    ),
+    Column(metric=memory.WORKING_BYTES, header="grad+act MiB", show=always),
+    Column(metric=beside.LOSS_DIFFERENCE, header="loss diff", show=always, absent="n/a"),
+    Column(metric=time.ITEMS_PER_S, header="items/s", show=always),
+    Column(metric=time.TYPICAL_STEP_S, header="typical ms", show=_amortised, legend=TYPICAL_LEGEND),
+    Column(
+        metric=time.UNDELAYED_STEP_S,
+        header="undelayed ms",
+        show=_any_delayed,
+        legend=UNDELAYED_LEGEND,
+    ),
+    Column(metric=beside.CPU_SPEEDUP, header="CPU speed-up", show=_contended, legend=CPU_LEGEND),
+    Column(metric=counts.NARROW_SHARE, header="16-bit", show=nonzero, legend=NARROW_LEGEND),
+    _loads(metric=time.DATA_WAIT_SHARE, header="data wait", cell="{:.0%}".format),
+    _loads(metric=memory.HOST_BYTES, header="host MiB"),
+    _loads(metric=time.EPOCH_PAUSE_S, header="epoch pause ms"),
+    _utilizes(metric=utilization.MFU, header="MFU"),
+    _utilizes(metric=utilization.HFU, header="HFU"),
+    Column(metric=memory.STATE_RATIO, header="state/param", show=varies, legend=STATE_LEGEND),
+    Column(
+        metric=memory.TRAINED_SHARE,
+        header="trained",
+        show=_partly_trained,
+        legend=TRAINED_LEGEND,
+        cell="{:.2%}".format,
+    ),
+    Column(
+        metric=memory.PROCESS_PEAK_BYTES,
+        header="process MiB",
+        show=_beyond_tensors,
+        legend=PROCESS_LEGEND,
+    ),
+    Column(
+        metric=memory.GROWTH_BYTES_PER_STEP,
+        header="growth MiB",
+        show=nonzero,
+        legend=GROWTH_LEGEND,
+        cell=lambda value: formats.mebibytes(value) if value else "",
+    ),
+    _compiles(metric=time.COMPILE_S, header="compile s", cell="{:.1f}".format),
+    _compiles(metric=time.GRAPHS, header="graphs"),
+    _compiles(metric=time.GRAPH_BREAKS, header="breaks"),
+    _compiles(metric=time.RECOMPILES, header="recompiles"),
+    _scales(metric=counts.LOSS_SCALE, header="loss scale"),
+    _scales(metric=counts.SKIPPED_STEPS, header="skipped"),
+    _scales(metric=counts.ZERO_GRADIENTS, header="zero grads", cell="{:.2%}".format),
+    _of_ranks(metric=memory.PARAMETER_BYTES, header="parameters MiB"),
+    _of_ranks(metric=memory.GRADIENT_BYTES, header="gradients MiB"),
+    _of_ranks(metric=memory.OPTIMIZER_BYTES, header="optimizer MiB"),
+    _of_ranks(metric=memory.BUILD_PEAK_BYTES, header="peak in build"),
+    _of_ranks(metric=memory.FIRST_STEP_PEAK_BYTES, header="first step"),
+    _of_ranks(metric=memory.PEAK_BYTES, header="steady step"),
+    _of_ranks(
+        metric=counts.COLLECTIVES,
+        header="collectives a step",
+        cell=formats.collectives,
+        left=True,
+    ),
+    _of_ranks(metric=time.EXPOSED_SHARE, header="exposed", cell="{:.0%}".format),
+    _of_device(metric=device.ENERGY_J, header="J a step"),
+    _of_device(metric=device.POWER_W, header="W"),
+    _of_device(metric=device.CLOCK_MHZ, header="MHz"),
+    _of_device(metric=device.TEMPERATURE_C, header="at most °C"),
+    _of_device(
+        metric=device.THROTTLE_REASONS, header="clock limited by", cell=", ".join, left=True
+    ),
+)
+
+
+def shown(columns: Sequence[Column], table: Table, group: Group | None = None) -> list[Column]:
+    """The columns that tell something here: a group's with a table of its own, or the others."""
+    return [
+        column
+        for column in columns
+        if (column.group if column.group and column.group.title else None) is group
+        and column.show(column, table)
+    ]
+
+
+def legends(columns: Sequence[Column], table: Table) -> list[str]:
+    """What they mean, each once."""
+    told = (one.legend if isinstance(one.legend, str) else one.legend(table) for one in columns)
+    return list(dict.fromkeys(filter(None, told)))
+
+
+def groups(columns: Sequence[Column]) -> list[Group]:
+    """Those that have a table of their own."""
+    return list(dict.fromkeys(one.group for one in columns if one.group and one.group.title))

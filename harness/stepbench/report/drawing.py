@@ -11,6 +11,9 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
+from stepbench.metrics.beside import LOSS_DIFFERENCE, MEMORY_RATIO, SPEEDUP
+from stepbench.metrics.memory import PEAK_BYTES, WORKING_BYTES
+from stepbench.metrics.time import ITEMS_PER_S, STEP_S
 from stepbench.report import formats
 from stepbench.report.rows import Figures, Row
 
@@ -34,14 +37,16 @@ def hover(row: Row) -> str:
     if figures is None:
         lines = textwrap.wrap(formats.plain(str(row.outcome)), HOVER_LETTERS)
     else:
+        speedup = figures[SPEEDUP]
+        working_mib = formats.mebibytes(figures[WORKING_BYTES])
         lines = [
-            f"step {formats.milliseconds(figures.step_s)} ms",
-            f"{formats.rate(figures.tokens_per_s)} items/s",
-            f"speed-up {formats.estimate(figures.speedup)} over {figures.speedup.rounds} rounds",
-            f"peak {formats.mebibytes(figures.peak_bytes)} MiB",
-            f"beyond parameters and optimizer state {formats.mebibytes(figures.working_bytes)} MiB",
-            f"memory {formats.estimate(figures.memory_ratio)}",
-            f"loss difference {formats.difference(figures.loss_difference)}",
+            f"step {formats.milliseconds(figures[STEP_S])} ms",
+            f"{formats.rate(figures[ITEMS_PER_S])} items/s",
+            f"speed-up {formats.estimate(speedup)} over {speedup.rounds} rounds",
+            f"peak {formats.mebibytes(figures[PEAK_BYTES])} MiB",
+            f"beyond parameters and optimizer state {working_mib} MiB",
+            f"memory {formats.estimate(figures[MEMORY_RATIO])}",
+            f"loss difference {formats.difference(figures[LOSS_DIFFERENCE])}",
             *(f"disturbed: {one}" for one in figures.disturbances),
         ]
     return "<br>".join([f"<b>{safe(row.name)}</b>", *map(safe, lines)])

@@ -6,8 +6,10 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from stepbench.errors import plain as plain
+from stepbench.metrics.metric import COUNTED, Unit
 from stepbench.records.run import Calibration, Run
 from stepbench.stats.measures import Estimate
 
@@ -115,6 +117,27 @@ def commit(run: Run) -> str:
 def moment(iso: str) -> str:
     """`2026-01-31 12:00 UTC` from the ISO 8601 time in UTC that records hold."""
     return iso[:16].replace("T", " ") + " UTC"
+
+
+def _ratio_or_estimate(value: float | Estimate) -> str:
+    return estimate(value) if isinstance(value, Estimate) else ratio(value)
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+# How a value of each unit is written in a cell.
+UNITS: Mapping[Unit, Callable[[Any], str]] = {
+    "seconds": milliseconds,
+    "bytes": mebibytes,
+    "ratio": _ratio_or_estimate,
+    "share": share,
+    "difference": difference,
+    "items/s": rate,
+    **dict.fromkeys(COUNTED, _count),
+    **dict.fromkeys(("value", "J", "W", "MHz", "°C"), known),
+}
 
 
 def _factor(value: float) -> str:

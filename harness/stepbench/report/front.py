@@ -8,6 +8,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from stepbench.metrics.memory import PEAK_BYTES
+from stepbench.metrics.time import STEP_S
 from stepbench.report.drawing import QUIET, dressed, hover, measured, safe
 from stepbench.report.matrix import Matrix
 from stepbench.report.rows import Row
@@ -21,11 +23,11 @@ def best(rows: Sequence[Row]) -> list[Row]:
     """The rows that no other beats in both step time and peak memory, fastest first."""
     kept = []
     lowest_bytes = math.inf
-    by_time = sorted(measured(rows), key=lambda pair: (pair[1].step_s, pair[1].peak_bytes))
+    by_time = sorted(measured(rows), key=lambda pair: (pair[1][STEP_S], pair[1][PEAK_BYTES]))
     for row, figures in by_time:
-        if figures.peak_bytes < lowest_bytes:
+        if figures[PEAK_BYTES] < lowest_bytes:
             kept.append(row)
-            lowest_bytes = figures.peak_bytes
+            lowest_bytes = figures[PEAK_BYTES]
     return kept
 
 
@@ -82,14 +84,14 @@ def _baseline_mark(rows: Sequence[Row]) -> go.Scatter:
 
 def _labels(rows: Sequence[Row]) -> go.Scatter:
     """Names of the front's points, at their lower left where no point can be; none over another."""
-    peaks_bytes = [figures.peak_bytes for _, figures in measured(rows)]
+    peaks_bytes = [figures[PEAK_BYTES] for _, figures in measured(rows)]
     apart_bytes = LABELS_APART * (max(peaks_bytes) - min(peaks_bytes))
     named: list[Row] = []
     last_bytes = -math.inf
     for row, figures in reversed(measured(best(rows))):
-        if figures.peak_bytes - last_bytes > apart_bytes:
+        if figures[PEAK_BYTES] - last_bytes > apart_bytes:
             named.append(row)
-            last_bytes = figures.peak_bytes
+            last_bytes = figures[PEAK_BYTES]
     return go.Scatter(
         **_positions(named),
         mode="markers+text",
@@ -105,8 +107,8 @@ def _labels(rows: Sequence[Row]) -> go.Scatter:
 def _positions(rows: Sequence[Row]) -> dict[str, list[float]]:
     pairs = measured(rows)
     return {
-        "x": [figures.step_s * 1e3 for _, figures in pairs],
-        "y": [figures.peak_bytes / 2**20 for _, figures in pairs],
+        "x": [figures[STEP_S] * 1e3 for _, figures in pairs],
+        "y": [figures[PEAK_BYTES] / 2**20 for _, figures in pairs],
     }
 
 

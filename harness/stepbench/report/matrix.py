@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from stepbench.metrics.beside import MEMORY_RATIO, SPEEDUP
+from stepbench.metrics.memory import PEAK_BYTES
+from stepbench.metrics.time import STEP_S
 from stepbench.records.case import Combination
 from stepbench.report import formats
 from stepbench.report.drawing import dressed, hover, safe
@@ -112,17 +115,17 @@ def _heat_map(matrix: Matrix, speed: bool) -> go.Heatmap:
 
 def _shade(figures: Figures, speed: bool) -> float:
     """How much better than the baseline: 0 as good, 1 and -1 by SATURATED_AT or more."""
-    factor = figures.speedup.median if speed else 1 / figures.memory_ratio.median
+    factor: float = figures[SPEEDUP].median if speed else 1 / figures[MEMORY_RATIO].median
     return max(-1.0, min(1.0, math.log(factor, SATURATED_AT)))
 
 
 def _number(figures: Figures, speed: bool) -> str:
     if not speed:
-        ratio = formats.ratio(figures.memory_ratio.median)
-        return f"<b>{ratio}</b><br>{formats.mebibytes(figures.peak_bytes)} MiB"
-    median, _, interval = formats.estimate(figures.speedup).partition(" ")
+        ratio = formats.ratio(figures[MEMORY_RATIO].median)
+        return f"<b>{ratio}</b><br>{formats.mebibytes(figures[PEAK_BYTES])} MiB"
+    median, _, interval = formats.estimate(figures[SPEEDUP]).partition(" ")
     doubt = " *" if figures.disturbances else ""
-    lines = (f"<b>{median}</b>{doubt}", interval, f"{formats.milliseconds(figures.step_s)} ms")
+    lines = (f"<b>{median}</b>{doubt}", interval, f"{formats.milliseconds(figures[STEP_S])} ms")
     return "<br>".join(filter(None, lines))
 
 

@@ -13,10 +13,11 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from stepbench.report import budget, formats, front, matrix
-from stepbench.report.columns import BUDGET_LEGEND, DEVICE_LEGEND, RANK_LEGEND
+from stepbench.report.column import Column
+from stepbench.report.columns import BUDGET_LEGEND, COLUMNS
 from stepbench.report.drawing import measured, safe
 from stepbench.report.rows import Table, tables
-from stepbench.report.tables import LEGEND, caption, device_grid, grid, rank_grid
+from stepbench.report.tables import LEGEND, caption, grid, group_grids
 from stepbench.store import RunFile
 
 PAGE = "techniques.html"
@@ -66,7 +67,10 @@ recolour();
 
 
 def write(
-    files: Sequence[RunFile], folder: Path, positions: Mapping[str, int] = NO_POSITIONS
+    files: Sequence[RunFile],
+    folder: Path,
+    positions: Mapping[str, int] = NO_POSITIONS,
+    columns: Sequence[Column] = COLUMNS,
 ) -> Path:
     """Write the page of all `files` and plotly's script into `folder`, and return the page's path.
 
@@ -74,7 +78,7 @@ def write(
     it. `positions` are commits' places in history; what has none comes after, by when it was
     measured. OSError if the folder cannot be written.
     """
-    body = "\n".join(_section(history) for history in _histories(files, positions))
+    body = "\n".join(_section(history, columns) for history in _histories(files, positions))
     nothing = "<p>No records yet: <code>stepbench run</code> makes the first.</p>"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SCRIPT).write_text(get_plotlyjs(), encoding="utf-8")
@@ -96,19 +100,20 @@ def _histories(files: Sequence[RunFile], positions: Mapping[str, int]) -> list[l
     return list(histories.values())
 
 
-def _section(history: Sequence[Table]) -> str:
+def _section(history: Sequence[Table], columns: Sequence[Column]) -> str:
     newest, *older = history
-    parts = [f"<h2>{safe(caption(newest)[0])}</h2>", _one_run(newest)]
+    parts = [f"<h2>{safe(caption(newest)[0])}</h2>", _one_run(newest, columns)]
     for table in older:
         run = table.run
         versions = f"{formats.commit(run)}, torch {run.software['torch']}"
         which = f"Earlier: {versions}, {formats.moment(run.started_at)}"
-        parts.append(f"<details><summary>{safe(which)}</summary>{_one_run(table)}</details>")
+        earlier = _one_run(table, columns)
+        parts.append(f"<details><summary>{safe(which)}</summary>{earlier}</details>")
     return "\n".join(parts)
 
 
-def _one_run(table: Table) -> str:
-    text, notes = grid(table, "html", formats.plain)  # tabulate escapes the cells
+def _one_run(table: Table, columns: Sequence[Column]) -> str:
+    text, notes = grid(table, "html", formats.plain, columns)  # tabulate escapes the cells
     return "\n".join(
         [
             f'<p class="quiet">{"<br>".join(map(safe, caption(table)[1:]))}</p>',
@@ -117,21 +122,18 @@ def _one_run(table: Table) -> str:
             f'<div class="scroll">{text}</div>',
             '<ul class="notes">' + "".join(f"<li>{safe(note)}</li>" for note in notes) + "</ul>",
             *map(_quiet, LEGEND),
-            *_further(table),
+            *_further(table, columns),
         ]
     )
 
 
-def _further(table: Table) -> list[str]:
+def _further(table: Table, columns: Sequence[Column]) -> list[str]:
     parts = []
     if (budgets := budget.draw(table)) is not None:
         parts += ["<h3>Step budget</h3>", _quiet(BUDGET_LEGEND), _drawing(budgets)]
-    if text := rank_grid(table, "html", formats.plain):
-        grid_of_ranks = f'<div class="scroll">{text}</div>'
-        parts += ["<h3>Each rank</h3>", grid_of_ranks, _quiet(RANK_LEGEND)]
-    if text := device_grid(table, "html", formats.plain):
-        states = f'<div class="scroll">{text}</div>'
-        parts += ["<h3>The GPU meanwhile</h3>", states, _quiet(DEVICE_LEGEND)]
+    for group, text in group_grids(table, "html", formats.plain, columns):
+        parts += [f"<h3>{safe(group.title)}</h3>", f'<div class="scroll">{text}</div>']
+        parts += [_quiet(group.legend)]
     return parts
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from rich import progress
 from rich.console import Console
 
+from stepbench.metrics.beside import SPEEDUP
 from stepbench.records.run import Record
 from stepbench.report import formats
-from stepbench.stats import measures
 
 
 class Bar:
@@ -41,5 +41,5 @@ def _told(record: Record) -> str:
     """A finished case in one line."""
     told = f"{record.case.chosen}: {record.outcome}"
     if record.outcome.ok:
-        told += f", speed-up {formats.estimate(measures.speedup(record))}"
+        told += f", speed-up {formats.estimate(SPEEDUP.of(record))}"
     return formats.plain(told)

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tabulate import tabulate
 
+from stepbench.metrics.time import PARTS
 from stepbench.records import machine
 from stepbench.report import formats, series
-from stepbench.report.columns import (
-    BUDGET_LEGEND,
-    DEVICE_COLUMNS,
-    DEVICE_LEGEND,
-    RANK_COLUMNS,
-    RANK_LEGEND,
-    columns_of,
-)
-from stepbench.report.rows import PARTS, Figures, Row, Table, tables
-from stepbench.stats.measures import MINIMUM_ROUNDS_FOR_INTERVAL
+from stepbench.report.column import Column, Group
+from stepbench.report.columns import BUDGET_LEGEND, COLUMNS, groups, legends, shown
+from stepbench.report.rows import Figures, Row, Table, tables
+from stepbench.stats.measures import MINIMUM_ROUNDS_FOR_INTERVAL, Estimate
 from stepbench.store import RunFile
-
-LEFT = ("combination", "outcome", "speed-up", "collectives a step", "clock limited by")
 
 LEGEND = (
     "step: all time over all steps, a mean; speed-up: the baseline's / the case's, of the same "
@@ -36,24 +29,27 @@ LEGEND = (
 )
 
 
-def terminal(file: RunFile) -> str:
+def terminal(file: RunFile, columns: Sequence[Column] = COLUMNS) -> str:
     """A run's tables for a terminal; no control character from a record reaches it."""
     grown = series.grid(file, "simple", formats.plain)
-    return _joined(file, [_terminal(table) for table in tables(file)], grown)
+    return _joined(file, [_terminal(table, columns) for table in tables(file)], grown)
 
 
-def markdown(file: RunFile) -> str:
+def markdown(file: RunFile, columns: Sequence[Column] = COLUMNS) -> str:
     """A run's tables in Markdown; nothing in a record acts as markup."""
     grown = series.grid(file, "pipe", formats.markdown)
-    return _joined(file, [_markdown(table) for table in tables(file)], grown)
+    return _joined(file, [_markdown(table, columns) for table in tables(file)], grown)
 
 
-def as_json(file: RunFile) -> dict[str, Any]:
-    """A run's derived statistics in base units, null where a case has no finite number."""
+def as_json(file: RunFile, columns: Sequence[Column] = COLUMNS) -> dict[str, Any]:
+    """A run's derived statistics in base units, null where a case has no finite number.
+
+    ValueError where two metrics would stand under one key.
+    """
     return {
         "run": file.run.to_json(),
         "tables": [
-            {"workload": table.workload, "rows": [_json_row(row) for row in table.rows]}
+            {"workload": table.workload, "rows": [_json_row(row, columns) for row in table.rows]}
             for table in tables(file)
         ],
         "series": [dataclasses.asdict(one) for one in series.series(file)],
@@ -82,14 +78,16 @@ def caption(table: Table) -> tuple[str, ...]:
     )
 
 
-def grid(table: Table, style: str, clean: Callable[[str], str]) -> tuple[str, list[str]]:
+def grid(
+    table: Table, style: str, clean: Callable[[str], str], columns: Sequence[Column] = COLUMNS
+) -> tuple[str, list[str]]:
     """The table in one of tabulate's styles, and the cleaned notes its outcomes refer to."""
     notes: dict[str, int] = {}
-    columns, legends = columns_of(table)
-    cells = [_cells(row, columns, notes, clean) for row in table.rows]
-    text = _grid(["combination", "outcome", *columns], cells, style) or ""
+    here = shown(columns, table)
+    cells = [_cells(row, here, notes, clean) for row in table.rows]
+    text = _grid(["combination", "outcome"], here, cells, style) or ""
     told = [f"[{number}] {clean(note)}" for note, number in notes.items()]
-    return text, [*told, *map(clean, legends)]
+    return text, [*told, *map(clean, legends(here, table))]
 
 
 def budget_grid(table: Table, style: str, clean: Callable[[str], str]) -> str | None:
@@ -99,68 +97,77 @@ def budget_grid(table: Table, style: str, clean: Callable[[str], str]) -> str | 
         for row in table.rows
         if row.figures and (budget := row.figures.budget)
     ]
-    return _grid(["combination", *PARTS], cells, style)
+    return _grid(["combination"], PARTS, cells, style)
 
 
-def device_grid(table: Table, style: str, clean: Callable[[str], str]) -> str | None:
-    """The GPU's state beside each case; None where none was told."""
+def group_grids(
+    table: Table, style: str, clean: Callable[[str], str], columns: Sequence[Column] = COLUMNS
+) -> list[tuple[Group, str]]:
+    """The groups that have a table of their own, where a case has their figures."""
+    grids = ((group, _group_grid(group, table, style, clean, columns)) for group in groups(columns))
+    return [(group, text) for group, text in grids if text]
+
+
+def _group_grid(
+    group: Group,
+    table: Table,
+    style: str,
+    clean: Callable[[str], str],
+    columns: Sequence[Column],
+) -> str | None:
+    here = shown(columns, table, group)
     cells = [
-        [clean(row.name), *(clean(show(state)) for show in DEVICE_COLUMNS.values())]
+        [clean(row.name), *(clean(column.text(row.figures)) for column in here)]
         for row in table.rows
-        if row.figures and (state := row.figures.device)
+        if row.figures and group.told(row.figures)
     ]
-    return _grid(["combination", *DEVICE_COLUMNS], cells, style)
+    return _grid(["combination"], here, cells, style)
 
 
-def rank_grid(table: Table, style: str, clean: Callable[[str], str]) -> str | None:
-    """What each rank holds and exchanges; None where no case had a process group."""
-    cells = [
-        [clean(row.name), *(show(ranks) for show in RANK_COLUMNS.values())]
-        for row in table.rows
-        if row.figures and (ranks := row.figures.ranks)
-    ]
-    return _grid(["combination", *RANK_COLUMNS], cells, style)
-
-
-def _grid(headers: list[str], cells: list[list[str]], style: str) -> str | None:
+def _grid(
+    names: Sequence[str], columns: Sequence[Column | str], cells: list[list[str]], style: str
+) -> str | None:
     if not cells:
         return None
-    sides = ["left" if header in LEFT else "right" for header in headers]
-    return tabulate(cells, headers, style, colalign=sides, disable_numparse=True)
+    headers = [one if isinstance(one, str) else one.header for one in columns]
+    lefts = [isinstance(one, Column) and one.left for one in columns]
+    sides = ["left" if left else "right" for left in [*(True for _ in names), *lefts]]
+    return tabulate(cells, [*names, *headers], style, colalign=sides, disable_numparse=True)
 
 
-def _further(table: Table, style: str, clean: Callable[[str], str]) -> list[tuple[str, str]]:
+def _further(
+    table: Table, style: str, clean: Callable[[str], str], columns: Sequence[Column]
+) -> list[tuple[str, str]]:
     """The tables below the main one, each with its legend."""
-    grids = (
-        (budget_grid(table, style, clean), BUDGET_LEGEND),
-        (rank_grid(table, style, clean), RANK_LEGEND),
-        (device_grid(table, style, clean), DEVICE_LEGEND),
-    )
-    return [(text, legend) for text, legend in grids if text]
+    budget = budget_grid(table, style, clean)
+    return [
+        *([(budget, BUDGET_LEGEND)] if budget else []),
+        *((text, group.legend) for group, text in group_grids(table, style, clean, columns)),
+    ]
 
 
-def _terminal(table: Table) -> str:
-    text, notes = grid(table, "simple", formats.plain)
+def _terminal(table: Table, columns: Sequence[Column]) -> str:
+    text, notes = grid(table, "simple", formats.plain, columns)
     below = [
         line
-        for more, legend in _further(table, "simple", formats.plain)
+        for more, legend in _further(table, "simple", formats.plain, columns)
         for line in ("", more, "", legend)
     ]
     return "\n".join([*caption(table), "", text, "", *notes, *LEGEND, *below])
 
 
-def _markdown(table: Table) -> str:
-    text, notes = grid(table, "pipe", formats.markdown)
+def _markdown(table: Table, columns: Sequence[Column]) -> str:
+    text, notes = grid(table, "pipe", formats.markdown, columns)
     workload, *how = (formats.markdown(line) for line in caption(table))
     parts = ["  \n".join([f"**{workload}**", *how]), text, "  \n".join([*notes, *LEGEND])]
-    for more in _further(table, "pipe", formats.markdown):
+    for more in _further(table, "pipe", formats.markdown, columns):
         parts += more
     return "\n\n".join(parts)
 
 
 def _cells(
     row: Row,
-    columns: Mapping[str, Callable[[Figures], str]],
+    columns: Sequence[Column],
     notes: dict[str, int],
     clean: Callable[[str], str],
 ) -> list[str]:
@@ -183,20 +190,45 @@ def _cells(
         told.append(f"unproved: {names} was seen active in the eager program, not in the compiled")
     note = "; ".join(told)
     mark = f" [{notes.setdefault(note, len(notes) + 1)}]" if note else ""
-    shown = [show(figures) if figures else "" for show in columns.values()]
-    return [clean(row.name), clean(outcome) + mark, *shown]
+    texts = [column.text(figures) if figures else "" for column in columns]
+    return [clean(row.name), clean(outcome) + mark, *texts]
 
 
-def _json_row(row: Row) -> dict[str, Any]:
-    figures = dataclasses.asdict(row.figures) if row.figures else {}
-    if not math.isfinite(figures.get("loss_difference") or 0.0):
-        figures["loss_difference"] = None
+def _json_row(row: Row, columns: Sequence[Column]) -> dict[str, Any]:
     return {
         "combination": row.name,
         "case": row.case.to_json(),
         "outcome": row.outcome.to_json(),
-        "figures": figures or None,
+        "figures": _json_figures(row.figures, columns) if row.figures else None,
     }
+
+
+def _json_figures(figures: Figures, columns: Sequence[Column]) -> dict[str, Any]:
+    """Each metric by its key, those of a group below the group's."""
+    told: dict[str, Any] = {
+        "amortised": figures.amortised,
+        "disturbances": figures.disturbances,
+        "set_aside": figures.set_aside,
+        "set_aside_because": figures.set_aside_because,
+        "unproved": figures.unproved,
+        "budget": figures.budget,
+    }
+    for group in dict.fromkeys(column.group for column in columns if column.group):
+        told[group.key] = {} if group.told(figures) else None
+    for column in columns:
+        under = told if column.group is None else told[column.group.key]
+        if under is None:
+            continue
+        if column.metric.key in under:
+            raise ValueError(f"two figures are called {column.metric.key!r} in JSON")
+        under[column.metric.key] = _json_value(figures[column.metric])
+    return told
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, Estimate):
+        return dataclasses.asdict(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _joined(file: RunFile, told: list[str], grown: str | None) -> str:

@@ -23,6 +23,7 @@ from tabulate import tabulate
 from stepbench.errors import StepbenchError
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.sweep import claimed_machine, close_sweep, open_sweep, sweep
+from stepbench.metrics.beside import MEMORY_RATIO, SPEEDUP
 from stepbench.records import machine as machines
 from stepbench.records.case import Case
 from stepbench.records.run import Record
@@ -142,7 +143,7 @@ def compared(first: RunFile, second: RunFile) -> list[tuple[Record, Record]]:
 
 def agreement(first: Record, second: Record) -> tuple[bool, bool]:
     """Whether the second's ratio lies in the first's interval, and whether the two overlap."""
-    one, other = measures.speedup(first), measures.speedup(second)
+    one, other = SPEEDUP.of(first), SPEEDUP.of(second)
     low, high = _interval(one)
     other_low, other_high = _interval(other)
     return low <= other.median <= high, low <= other_high and other_low <= high
@@ -218,7 +219,7 @@ def rates(files: Sequence[RunFile]) -> str:
         )
     ]
     largest = max(
-        abs(measures.memory_ratio(second).median / measures.memory_ratio(first).median - 1)
+        abs(MEMORY_RATIO.of(second).median / MEMORY_RATIO.of(first).median - 1)
         for first, second in pairs
     )
     table = tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
@@ -253,9 +254,9 @@ def every_case(files: Sequence[RunFile]) -> str:
         if not record.outcome.ok or not all(one and one.outcome.ok for one in again):
             told = [one.outcome.kind if one else "" for one in (record, *again)]
         else:
-            told = [formats.estimate(measures.speedup(record))]
+            told = [formats.estimate(SPEEDUP.of(record))]
             for other in filter(None, again):
-                text = formats.estimate(measures.speedup(other))
+                text = formats.estimate(SPEEDUP.of(other))
                 told.append(text if agreement(record, other)[0] else f"**{text}**")
         rows.append([formats.markdown(record.case.chosen), *told])
     headers = ["combination", *(formats.moment(file.run.started_at) for file in files)]

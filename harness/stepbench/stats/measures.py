@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from stepbench.records.measurement import Measurement
@@ -183,68 +183,6 @@ def _outside(left: int, right: int) -> int:
     return sum(tail <= 0.025 * math.comb(left + right, left) for tail in tails) - 1
 
 
-def _per_round(record: Record, ratio: Callable[[Measurement, Measurement], float]) -> Estimate:
-    """`ratio(baseline, case)` of every round; ValueError where the record has no rounds."""
-    if not record.rounds:
-        raise ValueError(f"{record.case} has no rounds to estimate from")
-    values = [ratio(one.baseline, one.case) for one in judged(record)]
-    return estimate(values, widened=bool(disturbances(record)))
-
-
-def speedup(record: Record) -> Estimate:
-    """Baseline step time over the case's, paired by round; above 1 the case is faster.
-
-    Of a case whose batch has grown: the ratio of throughputs.
-    """
-    if record.case.batch_factor == 1:
-        return _per_round(record, step_ratio)
-    return _per_round(record, lambda baseline, case: items_per_s(case) / items_per_s(baseline))
-
-
-def cpu_speedup(record: Record) -> Estimate | None:
-    """Baseline's processor time of a step over the case's; above 1 the case needs less.
-
-    None on another device, where loaders or ranks do a part of it, and of a batch that has grown.
-    """
-    sides = [side for one in judged(record) for side in (one.case, one.baseline)]
-    alone = all(not side.counters.loader_processes and not side.ranks for side in sides)
-    told = all(side.environment.get("device") == "cpu" and any(side.cpu_s) for side in sides)
-    if not alone or not told or record.case.batch_factor != 1:
-        return None
-    return _per_round(record, lambda baseline, case: cpu_s(baseline, case) / cpu_s(case, baseline))
-
-
-def memory_ratio(record: Record) -> Estimate:
-    """Steady peak of the case over the baseline's; below 1 the case needs less."""
-    return _per_round(
-        record,
-        lambda baseline, case: (
-            case.memory.steady_step.allocated_bytes / baseline.memory.steady_step.allocated_bytes
-        ),
-    )
-
-
-def useful_flops(record: Record) -> float:
-    """Model FLOPs: operations of one step that its result needs, on all ranks.
-
-    The baseline's, of as many batches: what is computed again does not count, nor do the scores
-    that attention's kernels compute again in their backward pass. Fewer where the case itself ran
-    fewer, as with frozen weights.
-    """
-    return min(
-        min(
-            one.baseline.counters.model_flops * record.case.batch_factor,
-            one.case.counters.model_flops * record.case.ranks,
-        )
-        for one in judged(record)
-    )
-
-
-def hardware_flops(record: Record) -> float:
-    """Hardware FLOPs: operations of one step that were run, again or not, on all ranks."""
-    return min(one.case.counters.flops for one in judged(record)) * record.case.ranks
-
-
 def relative_difference(reference: Sequence[float], values: Sequence[float]) -> float:
     """The largest |value - reference| / |reference| of two equally long series; NaN is inf."""
     pairs = zip(reference, values, strict=True)
@@ -261,16 +199,11 @@ def exponent(sizes: Sequence[float], amounts: Sequence[float]) -> float:
     return fitted.slope
 
 
-def loss_difference(record: Record) -> float:
-    """The largest relative difference of loss or gradient norm from the baseline in any round.
+def drift(baseline: Measurement, case: Measurement) -> float:
+    """The largest relative difference of loss or gradient norm from the baseline; 0.0 is bit-equal.
 
     Of all steps that were observed, those that trained on among them: how far the two drifted.
     """
-    return max(drift(one.baseline, one.case) for one in record.rounds)
-
-
-def drift(baseline: Measurement, case: Measurement) -> float:
-    """The same for one round; 0.0 means bit-equal."""
     return max(
         relative_difference(baseline.losses, case.losses),
         relative_difference(baseline.grad_norms, case.grad_norms),
