@@ -2,11 +2,13 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 
+from stepbench.cli.main import stepbench as group
 from stepbench.training.techniques import AXES
 from tests.command import stepbench
 
@@ -45,6 +47,28 @@ def test_report_as_json(run_once):
     rows = {row["combination"]: row for table in run["tables"] for row in table["rows"]}
     assert rows["tf32"]["outcome"]["kind"] == "unsupported"
     assert rows["bf16"]["figures"]["step_s"] > 0
+
+
+def test_a_format_is_printed_or_written_and_the_old_flags_do_the_same(run_once):
+    folder, done = run_once
+    written = folder / "table.txt"
+    assert stepbench("report", "--output", str(written), cwd=folder).stdout == ""
+    assert written.read_text() == done.stdout
+    for name in ("json", "markdown"):
+        printed = stepbench("report", "--format", name, cwd=folder).stdout
+        assert printed == stepbench("report", f"--{name}", cwd=folder).stdout != done.stdout
+    assert "--json" not in stepbench("report", "--help", cwd=folder).stdout
+
+
+def test_the_help_screen_groups_every_verb_and_tells_exit_codes(tmp_path):
+    told = stepbench("--help", cwd=tmp_path).stdout
+    sections = re.findall(r"^(Measure|Read|Guard|About):\n((?:  .+\n)+)", told, re.MULTILINE)
+    verbs = {title: re.findall(r"^  (\S+)", lines, re.MULTILINE) for title, lines in sections}
+    assert list(verbs) == ["Measure", "Read", "Guard", "About"]
+    assert sorted(name for names in verbs.values() for name in names) == sorted(group.commands)
+    assert "--results DIR" in told
+    for code in ("0 fine", "1 failed or regressed", "2 a mistake", "3 incomplete", "128+N stopped"):
+        assert code in told
 
 
 def test_report_compares_two_runs(run_once):
@@ -115,6 +139,8 @@ def test_list_and_machine(tmp_path):
         (["report", "--compare", ".", "."], "no such run in ."),
         (["report", "--compare", "a", "b", "--all"], "choose one of them"),
         (["report", "--compare", "a"], "requires 2 arguments"),
+        (["report", "--json", "--format", "markdown"], "one format at a time, not json and"),
+        (["machine", "--output", "file.txt/x"], "file.txt/x: cannot be written"),
         (["init"], "not a repository's top folder"),
         (["fly"], "No such command"),
         (["report", "--colour"], "No such option"),

@@ -9,6 +9,7 @@ import pytest
 
 from stepbench.cli import gate as cli_gate
 from stepbench.cli import main as cli
+from stepbench.cli.options import Output
 from stepbench.errors import StepbenchError
 from stepbench.gate import accepted as baselines
 from stepbench.gate import command
@@ -150,7 +151,7 @@ def test_time_is_judged_of_the_working_tree_and_every_output_written(
     monkeypatch.setattr(pairs, "BLOCKS", 2)
     edit(project, "EXTRA = 0", "EXTRA = 40")
     junit, plot = tmp_path / "gate.xml", tmp_path / "gate.html"
-    show = cli_gate._printer(True, False, junit, plot)
+    show = cli_gate._printer(Output(format="markdown", file=None), junit, plot)
     assert command.compare(asked(project, terms=Terms()), [MINE], print, show) == 1
     shown = capsys.readouterr().out
     assert "the working tree against commit" in shown

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stepbench.cli.options import AS_JSON, THREADS, VARY, WORKLOAD, tell
+from stepbench.cli.options import THREADS, VARY, WORKLOAD, Output, output, tell, write
 from stepbench.errors import StepbenchError
 from stepbench.records.verdict import JUDGED, Gate
 
@@ -28,7 +28,7 @@ EXIT_CODES = (
 )
 
 
-@click.command(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(epilog=EXIT_CODES, short_help="is HEAD slower or larger than BASE?")
 @click.argument("base", required=False)
 @click.argument("head", required=False)
 @click.option(
@@ -76,10 +76,9 @@ EXIT_CODES = (
 )
 @click.option("--baselines", is_flag=True, help="Hold the counters against the accepted ones.")
 @click.option("--accept", is_flag=True, help="Write the working tree's counters as accepted.")
-@click.option("--markdown", is_flag=True, help="Print Markdown for a pull request.")
 @click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML to a file.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Write a page of the pairs' values.")
-@AS_JSON
+@output("table", "markdown", "json")
 def gate(
     base: str | None,
     head: str | None,
@@ -97,10 +96,9 @@ def gate(
     intended: str,
     baselines: bool,
     accept: bool,
-    markdown: bool,
     junit: Path | None,
     plot: Path | None,
-    as_json: bool,
+    output: Output,
 ) -> int:
     """Is HEAD heavier, busier or slower than BASE?
 
@@ -164,7 +162,7 @@ def gate(
         combinations = DEFAULT_CASES
     ranks = [default_ranks(this_machine())]
     cases = choose(command.spelled(asked), combinations, choices, ranks=ranks)
-    show = _printer(markdown, as_json, junit, plot)
+    show = _printer(output, junit, plot)
     progress = partial(click.echo, err=True)
     if accept:
         path, missing = command.accept(asked, cases, progress)
@@ -187,29 +185,21 @@ def _judged(names: str) -> tuple[str, ...]:
     return named
 
 
-def _printer(
-    markdown: bool, as_json: bool, junit: Path | None, plot: Path | None
-) -> Callable[[Gate], None]:
+def _printer(output: Output, junit: Path | None, plot: Path | None) -> Callable[[Gate], None]:
     """Prints a gate's result, and writes the files that were asked for."""
     from stepbench.report import gate_tables
 
     def show(result: Gate) -> None:
-        if as_json:
-            tell(gate_tables.as_json(result))
-        else:
-            tell((gate_tables.markdown if markdown else gate_tables.terminal)(result))
+        output.tell(
+            table=lambda: gate_tables.terminal(result),
+            markdown=lambda: gate_tables.markdown(result),
+            json=lambda: gate_tables.as_json(result),
+        )
         if junit:
-            _write(junit, gate_tables.junit(result))
+            write(junit, gate_tables.junit(result))
         if plot:
             from stepbench.report import pair_plot
 
-            _write(plot, pair_plot.page(result))
+            write(plot, pair_plot.page(result))
 
     return show
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StepbenchError(f"{path}: cannot be written: {error.strerror}") from error

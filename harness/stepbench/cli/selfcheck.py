@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stepbench.cli.options import AS_JSON, WORKLOAD, results_in, tell
+from stepbench.cli.options import WORKLOAD, Output, output, results_in, tell
 
 if TYPE_CHECKING:
     from stepbench.selfcheck.alarm_rates import Condition
@@ -24,14 +24,14 @@ EXIT_CODES = (
 )
 
 
-@click.group()
+@click.group(short_help="does the suite work here, is it cheap, is it right?")
 def selfcheck() -> None:
     """Check the suite itself on this machine: does it work, is it cheap, is it right?"""
 
 
 @selfcheck.command(epilog=EXIT_CODES)
-@AS_JSON
-def device(as_json: bool) -> int:
+@output("table", "json")
+def device(output: Output) -> int:
     """Try on this machine, a few seconds each, all that measuring relies on.
 
     Precisions, attention kernels, compilation, offloading, process groups, clocks, memory
@@ -51,10 +51,11 @@ def device(as_json: bool) -> int:
             if finding.traceback:  # at once: whatever ends this process, its log has it
                 click.echo(finding.traceback, err=True)
     finally:  # stopped by Ctrl-C, too
-        if as_json:
-            tell({"machine": machine, "checks": [one.to_json() for one in findings]})
-        elif findings:
-            tell(_terminal(findings, shutil.get_terminal_size().columns))
+        if findings or output.format == "json":
+            output.tell(
+                table=lambda: _terminal(findings, shutil.get_terminal_size().columns),
+                json=lambda: {"machine": machine, "checks": [one.to_json() for one in findings]},
+            )
     return int(any(one.outcome == "does not" for one in findings))
 
 
