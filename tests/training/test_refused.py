@@ -27,6 +27,7 @@ def reason(combination, ranks=1):
         ("fp16+fsdp2-offload", 2, "fsdp2-offload with fp16: torch's gradient scaler does not wait"),
         ("ckpt-sqrt+fsdp2-offload", 2, "which sharding by block cannot gather"),
         ("offload-optimizer+adam8bit", 1, "offload-optimizer with adam8bit: torchao gives"),
+        ("offload-optimizer+adam8bit-compiled", 1, "nothing to keep in 8 bits; choose adamw"),
         ("offload-optimizer+adam8bit-bitsandbytes", 1, "nothing to keep in 8 bits; choose adamw"),
     ],
 )

@@ -81,7 +81,7 @@ INCOMPATIBLE = (
     ),
     Incompatible(
         ("offload-optimizer",),
-        ("adam8bit", "adam8bit-bitsandbytes"),
+        ("adam8bit", "adam8bit-compiled", "adam8bit-bitsandbytes"),
         "torchao gives all tensors of fewer than 4096 elements an optimizer of their own, which "
         "has nothing to keep in 8 bits; choose adamw-fused",
     ),

@@ -89,6 +89,80 @@ class Workload:
         name: canonical spelling, parameters that differ from the default included; filled in for
             a workload of your own.
         data_digest: identifies the data, a key of comparison; None: made from the first samples.
+
+    Examples:
+        A classifier, whose loss is a mean over images. Anything with a length and an index is a
+        dataset, a list or a tensor too; it has to be the same in every process.
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from torch.nn import functional
+        >>> def classifier():
+        ...     return Workload(
+        ...         model=lambda: nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 64)),
+        ...         dataset=lambda: list(zip(torch.eye(64), range(64))),
+        ...         loss=functional.cross_entropy,
+        ...         global_batch=8,
+        ...     )
+
+        A causal language model of Hugging Face's. It shifts the labels itself and returns the loss:
+        of each sequence all words but the first are predicted.
+
+        >>> def gpt2():
+        ...     from transformers import GPT2Config, GPT2LMHeadModel
+        ...
+        ...     sizes = GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2, use_cache=False)
+        ...     return Workload(
+        ...         model=lambda: GPT2LMHeadModel(sizes),
+        ...         dataset=lambda: torch.arange(64 * 16).view(64, 16) % 64,
+        ...         call=lambda model, words: model(input_ids=words, labels=words).loss,
+        ...         loss=None,
+        ...         loss_terms=lambda words: words[:, 1:].numel(),
+        ...         blocks=lambda model: list(model.transformer.h),
+        ...         global_batch=8,
+        ...     )
+
+        Encoder and decoder: samples are dictionaries, and blocks are of both. Where padding is left
+        out of the loss, `loss_terms` counts the rest, and `uneven_terms=True` says so.
+
+        >>> def t5():
+        ...     from transformers import T5Config, T5ForConditionalGeneration
+        ...
+        ...     sizes = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2}
+        ...     config = T5Config(
+        ...         vocab_size=64, decoder_start_token_id=0, use_cache=False, **sizes
+        ...     )
+        ...     words = torch.arange(64 * 16).view(64, 16) % 64
+        ...     return Workload(
+        ...         model=lambda: T5ForConditionalGeneration(config),
+        ...         dataset=lambda: [{"input_ids": one, "labels": one.flip(0)} for one in words],
+        ...         call=lambda model, batch: model(**batch).loss,
+        ...         loss=None,
+        ...         loss_terms=lambda batch: int((batch["labels"] != -100).sum()),
+        ...         blocks=lambda model: [*model.encoder.block, *model.decoder.block],
+        ...         global_batch=8,
+        ...     )
+
+        Two towers with a contrastive loss: each pair is told from all others of its batch, so that
+        the parts of a batch do not add up to the whole.
+
+        >>> class Towers(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.left, self.right = nn.Linear(64, 32), nn.Linear(64, 32)
+        ...
+        ...     def forward(self, pair):
+        ...         return self.left(pair[0]) @ self.right(pair[1]).T
+        >>> def contrastive():
+        ...     return Workload(
+        ...         model=Towers,
+        ...         dataset=lambda: [((one, one.flip(0)), 0) for one in torch.eye(64)],
+        ...         loss=lambda scores, _: functional.cross_entropy(
+        ...             scores, torch.arange(len(scores), device=scores.device)
+        ...         ),
+        ...         batch_dependent=True,
+        ...         global_batch=8,
+        ...     )
     """
 
     model: Callable[[], nn.Module]
