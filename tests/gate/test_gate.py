@@ -272,6 +272,8 @@ def test_what_was_measured_is_shown_though_a_person_stops_it(project, monkeypatc
         (["--accept", "--minutes", "3"], "measure no time"),
         (["--workload-file", "train.py"], "-w module:attribute"),
         (["--baselines", "--fail-fast"], "measure no time"),
+        (["--intended", "speed", "HEAD"], "--intended speed: no such counter; there are operators"),
+        (["--accept", "--intended", "loss"], "--intended is for two sides"),
         (["-c", "fp17"], "'fp17' is not a technique"),
         (["--project", "nowhere"], "nowhere is no folder"),
     ],
