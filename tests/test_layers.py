@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "harness/stepbench"
-LOWER = ("records", "stats", "report", "training", "measuring", "gate")
+LOWER = ("records", "stats", "metrics", "report", "training", "measuring", "gate")
 # An option within a sentence; what is passed on to git or pip is a word of its own.
 OPTION = re.compile(r"(^|[\s(`'])--[a-z][a-z-]*[\s:;,.)`']")
 

@@ -110,7 +110,7 @@ def toy(tmp_path: Path) -> Toy:
         _copy(ROOT / PACKAGE / "gate" / f"{name}.py", package / "gate")
     for name in BENCHMARKS:
         _copy(ROOT / "benchmarks" / f"{name}.py", folder / "benchmarks")
-    for name in ("history", "records", "report", "stats"):
+    for name in ("history", "metrics", "records", "report", "stats"):
         shutil.copytree(
             ROOT / PACKAGE / name, package / name, ignore=shutil.ignore_patterns("__pycache__")
         )

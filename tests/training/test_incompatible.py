@@ -24,7 +24,10 @@ CHOOSE_CASES = {"cli", "selfcheck", "thresholds", "history"}
 OTHER_MEANINGS = {"threads", "optimizer", "attention", "bf16"}
 # Reading results comes before training and cannot import it. What is read there by a name that
 # stands in records is listed here, until a metric says it.
-IN_RECORDS = {"report": {"workers", "quantization", "precision", "fp32", "tf32", "fp16"}}
+IN_RECORDS = {
+    "report": {"workers"},
+    "metrics": {"quantization", "precision", "fp32", "tf32", "fp16"},
+}
 
 
 def names_of(axis):

@@ -22,11 +22,12 @@ from asv.publishing import OutputPublisher
 
 from stepbench.errors import StepbenchError
 from stepbench.history import configuration
+from stepbench.metrics.catalogue import COUNTS
 from stepbench.report import page
 from stepbench.store import read_all
 
-# What repeats exactly.
-COUNTS = re.compile(r"measure_(flops|operators|collectives|graph_breaks|recompiles)$")
+# Benchmarks of what repeats exactly.
+COUNTED = re.compile(rf"measure_({'|'.join(COUNTS)})$")
 # Over the lower right corner, where the dashboard has nothing.
 LINK = """<a href="techniques/{page}" style="position: fixed; right: 1em; bottom: 1em; z-index: 9;
 padding: 0.5em 1em; border-radius: 2em; background: #0b57d0; color: #fff; text-decoration: none;
@@ -65,7 +66,7 @@ def exact(detect_steps: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(detect_steps)
     def detect(graph: Any, pool: Any = None) -> None:
-        if not COUNTS.search(graph.path) or graph._steps is not None:
+        if not COUNTED.search(graph.path) or graph._steps is not None:
             return detect_steps(graph, pool)
         data = graph.get_data()
         columns = [[row[1]] if graph.scalar_series else row[1] for row in data]

@@ -7,6 +7,7 @@ ASV takes only an increase for a regression.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import statistics
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from asv_runner.benchmarks.track import TrackBenchmark
 
@@ -22,9 +23,29 @@ from stepbench.errors import StepbenchError
 from stepbench.history import COMMIT, REFUSAL, RESULTS, ROUNDS, RUN, TREE
 from stepbench.measuring import sweep
 from stepbench.measuring.settings import Settings
+from stepbench.metrics.catalogue import COUNTS
+from stepbench.metrics.counts import COLLECTIVE_BYTES, COLLECTIVES, FLOPS, OPERATORS
+from stepbench.metrics.memory import (
+    BUILD_PEAK_BYTES,
+    FIRST_STEP_PEAK_BYTES,
+    GRADIENT_BYTES,
+    OPTIMIZER_BYTES,
+    PARAMETER_BYTES,
+    PEAK_BYTES,
+    SAVED_BYTES,
+)
+from stepbench.metrics.metric import Metric
+from stepbench.metrics.summary import all_known
+from stepbench.metrics.time import (
+    COMPILE_S,
+    EXPOSED_COMMUNICATION_S,
+    GRAPH_BREAKS,
+    RECOMPILES,
+    STEP_S,
+)
 from stepbench.records.case import Case
 from stepbench.records.machine import device_type
-from stepbench.records.measurement import Compilation, Measurement
+from stepbench.records.measurement import Measurement
 from stepbench.records.outcome import Outcome
 from stepbench.records.run import Record
 from stepbench.stats import measures
@@ -33,7 +54,7 @@ from stepbench.training.techniques import parse
 from stepbench.training.workloads import canonical
 from stepbench.versions import MEASURE_VERSION
 
-Metric = Callable[..., Any]
+Tracked = TypeVar("Tracked", bound="Cases")
 
 
 class Measured(TrackBenchmark):  # type: ignore[misc]
@@ -43,37 +64,75 @@ class Measured(TrackBenchmark):  # type: ignore[misc]
     that of metrics only.
     """
 
-    name_regex = re.compile(
-        r"measure_(\w+_s|\w+_bytes|flops|operators|collectives|graph_breaks|recompiles)$"
-    )
+    name_regex = re.compile(rf"measure_(\w+_s|\w+_bytes|{'|'.join(COUNTS)})$")
+
+    def __init__(self, name: str, func: Callable[..., Any], attr_sources: list[Any]) -> None:
+        super().__init__(name, func, attr_sources)
+        if (revision := getattr(func, "revision", 1)) > 1:
+            self.version: str = f"{self.version}, revision {revision}"
 
 
 # How a parameter says on how many ranks.
 RANKS = re.compile(r"ranks[1-9]\d*")
 
 
-def metric(unit: str, kind: str) -> Callable[[Metric], Metric]:
-    """Say the unit to ASV, and to the dashboard the filter to show under and that less is better.
+# The filter under which ASV's dashboard shows a unit; the others are counts.
+KINDS = {"seconds": "time", "bytes": "memory"}
 
-    The dashboard takes a unit with "ops" in it, such as FLOPs, for a rate.
+
+def tracks(*metrics: Metric[Measurement]) -> Callable[[type[Tracked]], type[Tracked]]:
+    """Give a class ASV's method of each metric: `measure_` and its key.
+
+    Less is said to be better: the dashboard takes a unit with "ops" in it, such as FLOPs, for a
+    rate.
+
+    Raises:
+        ValueError: a metric that is not for ASV.
     """
 
-    def mark(method: Metric) -> Metric:
-        for name, value in {"unit": unit, "type": kind, "less_is_better": True}.items():
-            setattr(method, name, value)
-        return method
+    def give(of: type[Tracked]) -> type[Tracked]:
+        for metric in metrics:
+            setattr(of, f"measure_{metric.key}", _method(metric))
+        return of
 
-    return mark
+    return give
 
 
+def _method(metric: Metric[Measurement]) -> Callable[..., Any]:
+    if metric.asv is None:
+        raise ValueError(f"{metric.key} is not a metric that ASV tracks")
+
+    def measure(self: Cases, *techniques: str) -> Any:
+        return _tracked(metric, self.record)
+
+    measure.__name__ = f"measure_{metric.key}"
+    measure.__doc__ = metric.about
+    kind = KINDS.get(metric.unit, "track")
+    vars(measure).update(unit=metric.unit, type=kind, less_is_better=True, revision=metric.revision)
+    return measure
+
+
+def _tracked(metric: Metric[Measurement], record: Record) -> float | dict[str, Any]:
+    """What ASV stores of a record; NaN, as of a case that was skipped, where it was not observed.
+
+    Only samples have statistics in ASV. Counts and bytes are plain numbers: they repeat, and as
+    samples ASV would call no change of them significant below 6 rounds.
+    """
+    known = all_known(metric.read(one.case) for one in measures.judged(record))
+    if known is None:
+        return math.nan
+    if metric.asv == "samples":
+        return {"samples": known, "number": 1}
+    return max(known) if metric.asv == "largest" else statistics.median(known)
+
+
+@tracks(STEP_S, PEAK_BYTES, SAVED_BYTES, FLOPS, OPERATORS)
 class Cases:
     """A workload under each combination of the class's `params`: names of techniques, `ranksN`
     for the number of ranks, and parameters of the workload (`seq=128`). `batch_grows`: the global
     batch grows with the ranks. A device that `workload` does not name is not measured.
 
-    Step times are samples, one mean a process, so ASV has statistics of them. Counts and bytes
-    are plain numbers: they repeat, and as samples ASV would call no change of them significant
-    below 6 rounds.
+    Its methods are those of the metrics that it `tracks`, read from one record.
     """
 
     workload: str | Mapping[str, str]  # a spelling, or {device type: spelling}
@@ -139,110 +198,23 @@ class Cases:
             raise StepbenchError(f"{case}: {record.outcome}")
         return record
 
-    @metric("seconds", "time")
-    def measure_step_s(self, *techniques: str) -> dict[str, Any]:
-        """One optimizer step, fetching its data included."""
-        return {"samples": self._of_each_process(measures.step_s), "number": 1}
 
-    @metric("bytes", "peakmemory")
-    def measure_peak_bytes(self, *techniques: str) -> float:
-        """Largest memory held by tensors in a steady step."""
-        return max(self._of_each_process(lambda one: one.memory.steady_step.allocated_bytes))
-
-    @metric("bytes", "memory")
-    def measure_saved_bytes(self, *techniques: str) -> float:
-        """Bytes that a forward pass keeps for the backward pass."""
-        return max(self._of_each_process(lambda one: one.counters.saved_bytes))
-
-    @metric("FLOP", "track")
-    def measure_flops(self, *techniques: str) -> float:
-        """Floating-point operations of one step, recomputed ones included."""
-        return max(self._of_each_process(lambda one: one.counters.flops))
-
-    @metric("calls", "track")
-    def measure_operators(self, *techniques: str) -> float:
-        """Operators dispatched in one step of the eager program."""
-        return max(self._of_each_process(lambda one: sum(one.counters.operators.values())))
-
-    def _of_each_process(self, figure: Callable[[Measurement], float]) -> list[float]:
-        return [figure(one.case) for one in measures.judged(self.record)]
-
-
+@tracks(COMPILE_S, GRAPH_BREAKS, RECOMPILES)
 class CompileCases(Cases):
     """The same for compiled cases: what the compiler took, and where it gave up."""
 
-    @metric("seconds", "time")
-    def measure_compile_s(self, *techniques: str) -> dict[str, Any]:
-        """Time in the compiler, from empty caches; no part of a step."""
-        return {"samples": self._compiled(lambda one: one.compile_s), "number": 1}
 
-    @metric("breaks", "track")
-    def measure_graph_breaks(self, *techniques: str) -> float:
-        """Where the compiler gave up and began anew."""
-        return max(self._compiled(lambda one: one.graph_breaks))
-
-    @metric("graphs", "track")
-    def measure_recompiles(self, *techniques: str) -> float:
-        """Graphs made again for a frame that was compiled before."""
-        return max(self._compiled(lambda one: one.recompiles))
-
-    def _compiled(self, figure: Callable[[Compilation], float]) -> list[float]:
-        return self._of_each_process(
-            lambda one: figure(one.compilation) if one.compilation else 0.0
-        )
-
-
+@tracks(PARAMETER_BYTES, GRADIENT_BYTES, OPTIMIZER_BYTES)
 class StateCases(Cases):
     """The same for what changes parameters, gradients or optimizer state: the bytes of each."""
 
-    @metric("bytes", "memory")
-    def measure_parameter_bytes(self, *techniques: str) -> float:
-        """Parameters that a rank holds between steps."""
-        return max(self._of_each_process(lambda one: one.memory.parameter_bytes))
 
-    @metric("bytes", "memory")
-    def measure_gradient_bytes(self, *techniques: str) -> float:
-        """Gradients that a rank holds before the update."""
-        return max(self._of_each_process(lambda one: one.memory.gradient_bytes))
-
-    @metric("bytes", "memory")
-    def measure_optimizer_bytes(self, *techniques: str) -> float:
-        """Optimizer state that a rank holds."""
-        return max(self._of_each_process(lambda one: one.memory.optimizer_bytes))
-
-
+@tracks(
+    *(BUILD_PEAK_BYTES, FIRST_STEP_PEAK_BYTES),
+    *(COLLECTIVES, COLLECTIVE_BYTES, EXPOSED_COMMUNICATION_S),
+)
 class RankCases(StateCases):
     """The same for cases of several ranks: also what the worst rank holds, and exchanges."""
-
-    @metric("bytes", "memory")
-    def measure_build_peak_bytes(self, *techniques: str) -> float:
-        """Largest memory held by tensors while the model and its optimizer are made."""
-        return max(self._of_each_process(lambda one: one.memory.build.allocated_bytes))
-
-    @metric("bytes", "memory")
-    def measure_first_step_peak_bytes(self, *techniques: str) -> float:
-        """Largest memory held by tensors in the first step, in which optimizer state is made."""
-        return max(self._of_each_process(lambda one: one.memory.first_step.allocated_bytes))
-
-    @metric("calls", "track")
-    def measure_collectives(self, *techniques: str) -> float:
-        """Collectives that a rank takes part in, in one step."""
-        return max(self._of_each_process(lambda one: sum(one.counters.collective_calls.values())))
-
-    @metric("bytes", "track")
-    def measure_collective_bytes(self, *techniques: str) -> float:
-        """What they work on, the whole tensor of each."""
-        return max(self._of_each_process(lambda one: sum(one.counters.collective_bytes.values())))
-
-    @metric("seconds", "time")
-    def measure_exposed_communication_s(self, *techniques: str) -> float:
-        """A step's time by the share of it in which a collective ran and nothing was computed."""
-
-        def exposed_s(one: Measurement) -> float:
-            told = one.communication
-            return measures.step_s(one) * told.exposed_s / told.step_s if told else 0.0
-
-        return statistics.median(self._of_each_process(exposed_s))
 
 
 def _lacking(file: RunFile, case: Case, reason: str) -> Record:
