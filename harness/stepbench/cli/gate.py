@@ -119,9 +119,6 @@ def gate(
     """
     from stepbench.gate import command
     from stepbench.gate.gate import Terms
-    from stepbench.measuring.sweep import this_machine
-    from stepbench.measuring.team import default_ranks, require_threads
-    from stepbench.training.choice import choose
 
     if (baselines or accept) and (base or baselines == accept):
         raise StepbenchError(
@@ -148,7 +145,6 @@ def gate(
         raise StepbenchError(
             "--workload-file is for two sides and a workload in it: -w module:attribute"
         )
-    require_threads(threads, this_machine(), (*combinations, *choices))
     asked = command.Asked(
         project=project,
         base=base,
@@ -160,8 +156,7 @@ def gate(
     )
     if not combinations and not choices:
         combinations = DEFAULT_CASES
-    ranks = [default_ranks(this_machine())]
-    cases = choose(command.spelled(asked), combinations, choices, ranks=ranks)
+    cases = command.chosen(asked, combinations, choices)
     show = _printer(output, junit, plot)
     progress = partial(click.echo, err=True)
     if accept:

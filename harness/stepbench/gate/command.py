@@ -13,9 +13,11 @@ from stepbench.gate.gate import SETTINGS, Session, Terms
 from stepbench.gate.trees import Project
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.sweep import claimed_machine, this_machine
+from stepbench.measuring.team import default_ranks, require_threads
 from stepbench.records.case import Case
 from stepbench.records.verdict import Gate
 from stepbench.source_roots import import_roots
+from stepbench.training.choice import choose
 from stepbench.training.workloads import canonical, default
 
 Tell = Callable[[str], None]
@@ -49,7 +51,19 @@ class Asked:
         return self.project.resolve()
 
 
-def spelled(asked: Asked) -> str:
+def chosen(asked: Asked, combinations: Sequence[str], choices: Sequence[str]) -> list[Case]:
+    """The cases of combinations by name and of products of `choices`, on this machine's ranks.
+
+    Raises:
+        StepbenchError: no such workload or technique, or threads that this machine has not.
+    """
+    machine = this_machine()
+    require_threads(asked.threads, machine, (*combinations, *choices))
+    ranks = [default_ranks(machine)]
+    return choose(_spelled(asked), combinations, choices, ranks=ranks)
+
+
+def _spelled(asked: Asked) -> str:
     """The canonical spelling of the workload asked for, looked up in the project's code."""
     sys.path[:0] = import_roots(asked.folder)
     try:
