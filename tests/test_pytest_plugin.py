@@ -160,7 +160,7 @@ def test_another_machine(floor):
     done.assert_outcomes(failed=1, errors=1, skipped=1)
     text = done.stdout.str()
     assert mistake(text, "test_another_ruler").startswith(
-        f"inconclusive: not comparable: ruler: {MEASURE_VERSION - 1} in "
+        f"inconclusive: not comparable: measurement version: {MEASURE_VERSION - 1} in "
     )
     assert "an interval needs 6 rounds, there are 5" in text
 
@@ -193,7 +193,7 @@ def test_by_name(floor):
         header=HEADER.replace('"results"', '"nowhere"'),
     )
     done.assert_outcomes(passed=2, errors=1, warnings=1)
-    assert "is torn or damaged and was left out" in done.stdout.str()
+    assert "is torn, damaged or of a newer stepbench, and was left out" in done.stdout.str()
     assert mistake(done.stdout.str(), "test_unlike") == (
         "stepbench: machine='cpu' fits machines that are not alike (test-cpu-2-cores and "
         "other-cpu): cpu: Test CPU against Other CPU; name one of them in machine=, or its folder "

@@ -212,7 +212,7 @@ def test_unknown_cases_and_kinds_of_machine_do_not_pass_in_silence(tmp_path):
     with pytest.raises(StepbenchError, match=r"no baseline for .*threads: 2"):
         baselines.accepted(tmp_path, MACHINE, threads=2)
     path.write_text(path.read_text().replace('"ruler": ', '"ruler": 9'))
-    with pytest.raises(StepbenchError, match="not comparable: ruler: 9"):
+    with pytest.raises(StepbenchError, match="not comparable: measurement version: 9"):
         against(tmp_path, {CASE: tally([measurement()])})
     path.write_text("{")
     with pytest.raises(StepbenchError, match="cannot be read as baselines"):

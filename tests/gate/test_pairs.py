@@ -308,7 +308,7 @@ def test_another_ruler_is_refused_before_anything_is_measured(machine, tmp_path)
     ruler = re.sub(r"MEASURE_VERSION = \d+", "MEASURE_VERSION = 99", core.read_text())
     core.write_text(ruler)
     with (
-        pytest.raises(StepbenchError, match=f"ruler: 99 .* against {MEASURE_VERSION} here"),
+        pytest.raises(StepbenchError, match=f"version: 99 .* against {MEASURE_VERSION} here"),
         Ring(side(), side(tree=str(tmp_path)), machine, QUICK),
     ):
         pass

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from stepbench.comparable import difference
 from stepbench.errors import StepbenchError
-from stepbench.gate.counters import compared, differences, tally, unlike
+from stepbench.gate.counters import compared, differences, tally
 from stepbench.records.verdict import Tally
 from tests.synthetic import MIB, measurement
 
@@ -133,8 +134,8 @@ def test_counts_that_do_not_repeat_are_no_tally():
 def test_what_forbids_comparing_is_named_with_both_values():
     old = measurement()
     new = replace(old, environment={**old.environment, "data_digest": "abc"})
-    assert unlike(tally([old]), tally([old])) is None
-    assert unlike(tally([old]), tally([new])) == "data_digest: None against abc"
+    assert difference(tally([old]).alike, tally([old]).alike) is None
+    assert difference(tally([old]).alike, tally([new]).alike) == "data_digest: None against abc"
 
 
 def test_a_tally_survives_json():

@@ -199,7 +199,7 @@ def test_json_has_base_units_and_null_where_there_is_no_finite_number():
         (formats.difference(math.inf), "inf"),
         (formats.span([], "round"), "no rounds"),
         (formats.span([1], "round"), "1 round"),
-        (formats.commit(run(commit=None)), "no commit"),
+        (run(commit=None).source, "no commit"),
         (formats.estimate(Estimate(median=0.09, low=0.081, high=1.1, rounds=6)),
          "0.090x [0.081, 1.10]"),
         (formats.estimate(Estimate(median=0.5, low=None, high=None, rounds=5)), "~0.50x"),

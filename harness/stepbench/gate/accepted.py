@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 
+from stepbench import comparable
+from stepbench.comparable import not_comparable, version_difference
 from stepbench.errors import StepbenchError
-from stepbench.gate.counters import PROCESSES, compared, differences, tally, unlike
+from stepbench.gate.counters import PROCESSES, compared, differences, tally
 from stepbench.gate.trees import Tree
 from stepbench.measuring.fork_server import Forge
 from stepbench.measuring.pairs import PairFailed, measured
@@ -99,7 +101,7 @@ def accept(
     key = key_of(machine, threads)
     path = path_of(folder, key)
     known = _read(path) if path.exists() else {}
-    if known.get("ruler") != MEASURE_VERSION:
+    if version_difference(known.get("ruler"), path.name):
         known = {}
     cases = {**known.get("cases", {}), **{name: one.to_json() for name, one in tallies.items()}}
     written = {"key": key, "ruler": MEASURE_VERSION, "cases": dict(sorted(cases.items()))}
@@ -146,7 +148,7 @@ def _verdict(case: Case, found: Tally | Outcome, accepted: Mapping[str, Tally]) 
         return CaseVerdict(case=case, reference=ok, candidate=candidate, refused=refused)
     if isinstance(found, Outcome):
         return CaseVerdict(case=case, reference=ok, candidate=found)
-    if reason := unlike(old, found):
+    if reason := comparable.difference(old.alike, found.alike):
         return CaseVerdict(case=case, reference=ok, candidate=ok, refused=reason)
     return CaseVerdict(
         case=case,
@@ -169,11 +171,8 @@ def accepted(folder: Path, machine: Mapping[str, Any], threads: int = 1) -> dict
         told = ", ".join(f"{name}: {value}" for name, value in key.items() if value)
         raise StepbenchError(f"no baseline for this machine kind ({told}) in {FOLDER}; {ACCEPT}")
     read = _read(path)
-    if read.get("ruler") != MEASURE_VERSION:
-        raise StepbenchError(
-            f"not comparable: ruler: {read.get('ruler')} in {path.name} against "
-            f"{MEASURE_VERSION} here; {ACCEPT} again"
-        )
+    if differing := version_difference(read.get("ruler"), path.name):
+        raise StepbenchError(not_comparable(differing, f"{ACCEPT} again"))
     try:
         return {name: Tally.from_json(one) for name, one in read["cases"].items()}
     except (KeyError, ValueError, AttributeError) as error:

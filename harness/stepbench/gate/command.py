@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from stepbench.comparable import not_comparable
 from stepbench.errors import StepbenchError
 from stepbench.gate import accepted as baselines
 from stepbench.gate.gate import SETTINGS, Session, Terms
@@ -120,5 +121,5 @@ def _ended(result: Gate, show: Show) -> int:
     show(result)
     refused = [f"{case.case}: {case.refused}" for case in result.cases if case.refused]
     if refused and result.exit_code == 2:
-        raise StepbenchError(f"not comparable: {refused[0]}")
+        raise StepbenchError(not_comparable(refused[0]))
     return result.exit_code

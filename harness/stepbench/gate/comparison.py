@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from stepbench import comparable
 from stepbench.errors import StepbenchError
-from stepbench.gate.counters import PROCESSES, compared, differences, tally, unlike
+from stepbench.gate.counters import PROCESSES, compared, differences, tally
 from stepbench.measuring.pairs import PairFailed, Ring, Role, method_for, order_of
 from stepbench.records.case import Case
 from stepbench.records.measurement import Measurement
@@ -105,7 +106,9 @@ class Trial:
                 processes = 1
         if len(tallies) < 2:
             return
-        self._refused = unlike(tallies["reference"], tallies["candidate"])
+        self._refused = comparable.difference(
+            tallies["reference"].alike, tallies["candidate"].alike
+        )
         if self._refused is None:
             self._differences = differences(tallies["reference"], tallies["candidate"])
             self._compared = compared(tallies["reference"], tallies["candidate"])

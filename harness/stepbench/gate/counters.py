@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from stepbench import comparable
 from stepbench.errors import StepbenchError
 from stepbench.records.measurement import Measurement
 from stepbench.records.verdict import Difference, Tally, label
@@ -21,8 +22,6 @@ Range = tuple[float, float]
 
 # Fresh processes a side: enough to see whether its bytes repeat.
 PROCESSES = 3
-# What must be equal, or a difference could not be put down to the code.
-ALIKE = ("torch", "cuda", "cudnn", "nccl", "device", "threads", "allocator", "data_digest")
 # What a step's peak is made of explains it; alone it is no verdict.
 PARTS = ("parameters", "gradients", "optimizer_state", "activations_and_temporaries")
 # Relative difference that another order of float32 additions may make: what accumulation is allowed
@@ -56,7 +55,7 @@ def tally(measured: Sequence[Measurement]) -> Tally:
         least_bytes={name: min(one[name] for one in sizes) for name in sizes[0]},
         most_bytes={name: max(one[name] for one in sizes) for name in sizes[0]},
         alike={
-            **{key: first.environment.get(key) for key in ALIKE},
+            **{key: first.environment.get(key) for key in comparable.COUNTERS},
             "memory": first.memory.method,
         },
         least_values=_each_step(min, values),
@@ -97,18 +96,6 @@ def _bytes(one: Measurement) -> dict[str, int]:
         "optimizer_state": memory.optimizer_bytes,
         "activations_and_temporaries": memory.working_bytes,
     }
-
-
-def unlike(old: Tally, new: Tally) -> str | None:
-    """The first key that forbids comparing two tallies, with both values; None if none."""
-    return next(
-        (
-            f"{key}: {old.alike.get(key)} against {new.alike.get(key)}"
-            for key in dict.fromkeys((*old.alike, *new.alike))
-            if old.alike.get(key) != new.alike.get(key)
-        ),
-        None,
-    )
 
 
 def differences(old: Tally, new: Tally) -> tuple[Difference, ...]:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import stepbench
+from stepbench.comparable import difference, not_comparable, version_difference
 from stepbench.errors import StepbenchError
 from stepbench.measuring.caches import cold_caches
 from stepbench.measuring.launch import PR_SET_PDEATHSIG, Ended, in_child, one_line
@@ -133,12 +134,12 @@ class Forge:
             raise StepbenchError(f"{where} does not start{self._last_words()}") from None
         if hello["lacks"]:
             raise StepbenchError(f"{where} does not start: it lacks {hello['lacks']}")
-        for name, ours in (("ruler", MEASURE_VERSION), ("protocol", PROTOCOL)):
-            if hello[name] != ours:
-                raise StepbenchError(
-                    f"not comparable: {name}: {hello[name]} in {where} against {ours} here; "
-                    f"measure with the package of one {name}"
-                )
+        differing = version_difference(hello["ruler"], where) or difference(
+            hello, {"protocol": PROTOCOL}, ("protocol",)
+        )
+        if differing:
+            remedy = "measure both sides with packages of one version"
+            raise StepbenchError(not_comparable(differing, remedy))
 
     def _last_words(self) -> str:
         self._log.seek(0)

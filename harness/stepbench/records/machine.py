@@ -1,4 +1,4 @@
-"""What machine is this, and may two runs be compared?
+"""What machine is this?
 
 `describe` asks the driver, so it runs in a child process (`measuring.launch` forks one): asking
 torch about CUDA in the parent would forbid forking workers from it.
@@ -13,9 +13,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import psutil
-
-# No host name: two hosts of one kind are one machine.
-MACHINE_KEYS = ("cpu", "cores", "architecture", "instruction_set", "gpus")
 
 
 def describe() -> dict[str, Any]:
@@ -81,14 +78,6 @@ def summary(machine: Mapping[str, Any]) -> str:
 def device_type(machine: Mapping[str, Any]) -> str:
     """`cuda` where the machine has a GPU, else `cpu`."""
     return "cuda" if machine["gpus"] else "cpu"
-
-
-def differing_key(left: Mapping[str, Any], right: Mapping[str, Any]) -> str | None:
-    """The first machine key that forbids comparing two runs, with both values; None if none."""
-    for key in MACHINE_KEYS:
-        if left.get(key) != right.get(key):
-            return f"{key}: {left.get(key)} against {right.get(key)}"
-    return None
 
 
 def _cpu_name() -> str:

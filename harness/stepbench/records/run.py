@@ -77,3 +77,9 @@ class Run(Jsonable):
     edited: bool
     software: Mapping[str, str]
     settings: Mapping[str, Any]
+
+    @property
+    def source(self) -> str:
+        """What was measured: `commit 0123456789 + edits`, or that there is no commit."""
+        name = f"commit {self.commit[:10]}" if self.commit else "no commit"
+        return name + (" + edits" if self.edited else "")

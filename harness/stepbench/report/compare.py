@@ -11,21 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from stepbench import comparable
+from stepbench.comparable import VERSION, against, not_comparable
 from stepbench.errors import StepbenchError
 from stepbench.records.case import Case
-from stepbench.records.machine import differing_key
 from stepbench.records.measurement import Measurement
 from stepbench.records.outcome import Outcome
 from stepbench.records.run import Record, Run
-from stepbench.report import formats
 from stepbench.stats import measures
 from stepbench.stats.measures import Estimate
 from stepbench.store import RunFile, read_all, read_path
 
 SELECTORS = "machine=…, torch=…, commit=…"
-# What belongs to a host or to a torch: it may differ where one of those does.
-COMES_ALONG = ("python", "cuda", "cudnn", "nccl")
-ALWAYS_EQUAL = ("data_digest", "allocator")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +102,7 @@ def compare(old: RunFile, new: RunFile, may_differ: frozenset[str] = frozenset()
     Raises:
         StepbenchError: they may not be compared, or have no case in common.
     """
-    differs = _differences(old.run, new.run)
+    differs = comparable.run_differences(old.run, new.run)
     _refuse(old.run, new.run, differs, may_differ)
     theirs = {record.case: record for record in new.records}
     pairs = [
@@ -119,7 +116,7 @@ def compare(old: RunFile, new: RunFile, may_differ: frozenset[str] = frozenset()
         )
     refused = [pair.notes[0] for pair in pairs if pair.old.ok and pair.new.ok and not pair.figures]
     if refused and not any(pair.figures for pair in pairs):
-        raise StepbenchError(f"not comparable: {refused[0]}")
+        raise StepbenchError(not_comparable(refused[0]))
     common = {pair.case for pair in pairs}
     return Comparison(
         old=old.run,
@@ -134,7 +131,7 @@ def compare(old: RunFile, new: RunFile, may_differ: frozenset[str] = frozenset()
 
 def _selector(text: str) -> dict[str, str]:
     wanted = dict(part.partition("=")[::2] for part in text.split(","))
-    if not wanted.keys() <= {"machine", "torch", "commit"} or not all(wanted.values()):
+    if not wanted.keys() <= set(comparable.KINDS) or not all(wanted.values()):
         raise StepbenchError(f"{text!r}: a run is selected by {SELECTORS}, with commas between")
     return wanted
 
@@ -157,33 +154,20 @@ def _fits(key: str, value: str, run: Run) -> bool:
     return known.startswith(value)
 
 
-def _differences(old: Run, new: Run) -> dict[str, str]:
-    """What is not the same of machine, torch and commit, by kind."""
-    found = {}
-    if key := differing_key(old.machine, new.machine):
-        found["machine"] = key
-    ours, theirs = old.software["torch"], new.software["torch"]
-    # Another machine takes another build of the same version: +cpu, +cu130.
-    if ours.partition("+")[0] != theirs.partition("+")[0] or (key is None and ours != theirs):
-        found["torch"] = f"{ours} against {theirs}"
-    if (old.commit, old.edited) != (new.commit, new.edited):
-        found["commit"] = f"{formats.commit(old)} against {formats.commit(new)}"
-    return found
-
-
 def _refuse(old: Run, new: Run, differs: Mapping[str, str], may_differ: frozenset[str]) -> None:
     if old.measure_version != new.measure_version:
-        raise StepbenchError(
-            f"not comparable: ruler: {old.measure_version} against {new.measure_version}; measure "
-            "the older run again"
-        )
+        differing = against(VERSION, old.measure_version, new.measure_version)
+        raise StepbenchError(not_comparable(differing, "measure the older run again"))
     surplus = [kind for kind in differs if kind not in may_differ]
     if surplus and (may_differ or len(surplus) > 1):
         told = "; ".join(f"{kind}: {differs[kind]}" for kind in surplus)
         named = ",".join(f"{kind}=…" for kind in sorted(may_differ.union(surplus)))
         raise StepbenchError(
-            f"not comparable: {told}; choose runs alike in {' or '.join(surplus)}, or compare both "
-            f"at once by naming both runs as {named}"
+            not_comparable(
+                told,
+                f"choose runs alike in {' or '.join(surplus)}, or compare both at once by naming "
+                f"both runs as {named}",
+            )
         )
 
 
@@ -191,34 +175,15 @@ def _pair(old: Record, new: Record, differs: Mapping[str, str]) -> Pair:
     if not (old.outcome.ok and new.outcome.ok):
         return Pair(case=old.case, old=old.outcome, new=new.outcome, figures=None, notes=())
     ours, theirs = ([one.case for one in measures.judged(record)] for record in (old, new))
-    key = _unlike(ours[0], theirs[0], differs)
+    key = comparable.case_difference(ours[0], theirs[0], differs)
     disturbed = dict.fromkeys(measures.disturbances(old) + measures.disturbances(new))
     notes = [key] if key else [f"disturbed: {one}" for one in disturbed]
     figures = None if key else _figures(ours, theirs, widened=bool(disturbed))
     if figures and not figures.memory_ratio:
-        notes.insert(0, f"memory: {ours[0].memory.method} against {theirs[0].memory.method}")
+        notes.insert(0, against("memory", ours[0].memory.method, theirs[0].memory.method))
     return Pair(
         case=old.case, old=old.outcome, new=new.outcome, figures=figures, notes=tuple(notes)
     )
-
-
-def _unlike(old: Measurement, new: Measurement, differs: Mapping[str, str]) -> str | None:
-    """The first key that forbids comparing two processes of a case, with both values."""
-    keys = [*ALWAYS_EQUAL]
-    if not {"machine", "torch"} & set(differs):
-        keys += COMES_ALONG
-    if "commit" not in differs:
-        keys.append("workload_digest")
-    if "cpu" in (old.environment.get("device"), new.environment.get("device")):
-        keys += ["threads", "wait_policy"]  # of a GPU's host they are as many as it has cores
-    ours, theirs = old.environment, new.environment
-    return next(
-        (_against(key, ours, theirs) for key in keys if ours.get(key) != theirs.get(key)), None
-    )
-
-
-def _against(key: str, old: Mapping[str, object], new: Mapping[str, object]) -> str:
-    return f"{key}: {old.get(key)} against {new.get(key)}"
 
 
 def _figures(old: Sequence[Measurement], new: Sequence[Measurement], *, widened: bool) -> Figures:
@@ -237,13 +202,11 @@ def _figures(old: Sequence[Measurement], new: Sequence[Measurement], *, widened:
 
 def _along(old: RunFile, new: RunFile) -> tuple[str, ...]:
     """What of the software differs beside torch, from the first process of each run."""
-    sides = [
+    ours, theirs = (
         next((one.case.environment for record in file.records for one in record.rounds), {})
         for file in (old, new)
-    ]
-    return tuple(
-        _against(key, *sides) for key in COMES_ALONG if sides[0].get(key) != sides[1].get(key)
     )
+    return comparable.differences(ours, theirs, comparable.COMES_ALONG)
 
 
 def _cases(file: RunFile) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from stepbench.errors import plain as plain
 from stepbench.metrics.metric import COUNTED, Unit
-from stepbench.records.run import Calibration, Run
+from stepbench.records.run import Calibration
 from stepbench.stats.measures import Estimate
 
 
@@ -106,12 +106,6 @@ def span(values: Sequence[int], unit: str) -> str:
 def threads(values: Sequence[int]) -> str:
     """`one thread`, or `4 threads`."""
     return "one thread" if set(values) == {1} else span(values, "thread")
-
-
-def commit(run: Run) -> str:
-    """`commit 0123456789 + edits`, or that there is none."""
-    name = f"commit {run.commit[:10]}" if run.commit else "no commit"
-    return name + (" + edits" if run.edited else "")
 
 
 def moment(iso: str) -> str:

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 from tabulate import tabulate
 
+from stepbench.comparable import not_comparable
 from stepbench.records import machine
 from stepbench.records.pair import Figure
 from stepbench.records.verdict import CaseVerdict, Difference, Gate, Pin, TimeVerdict, label
@@ -221,7 +222,7 @@ def _details(case: CaseVerdict) -> list[tuple[int, str]]:
         if not outcome.ok
     ]
     if case.refused:
-        lines.append((0, f"not comparable: {case.refused}"))
+        lines.append((0, not_comparable(case.refused)))
     for one in case.differences:
         amounts = f"{_amount(one.old, one)} -> {_amount(one.new, one)} ({_by(one)})"
         lines.append((0, f"{label(one.figure)} {one.change}{_meant(one, case)}: {amounts}"))

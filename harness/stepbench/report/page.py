@@ -105,7 +105,7 @@ def _section(history: Sequence[Table], columns: Sequence[Column]) -> str:
     parts = [f"<h2>{safe(caption(newest)[0])}</h2>", _one_run(newest, columns)]
     for table in older:
         run = table.run
-        versions = f"{formats.commit(run)}, torch {run.software['torch']}"
+        versions = f"{run.source}, torch {run.software['torch']}"
         which = f"Earlier: {versions}, {formats.moment(run.started_at)}"
         earlier = _one_run(table, columns)
         parts.append(f"<details><summary>{safe(which)}</summary>{earlier}</details>")

@@ -85,7 +85,7 @@ def _captions(comparison: Comparison) -> list[str]:
 
 def _which(run: Run) -> str:
     return (
-        f"{machine.summary(run.machine)}, torch {run.software['torch']}, {formats.commit(run)}, "
+        f"{machine.summary(run.machine)}, torch {run.software['torch']}, {run.source}, "
         f"{formats.moment(run.started_at)}"
     )
 

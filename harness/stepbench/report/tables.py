@@ -68,7 +68,7 @@ def caption(table: Table) -> tuple[str, ...]:
         f"~: no interval below {MINIMUM_ROUNDS_FOR_INTERVAL} rounds" if few else "",
         f"memory: {' and '.join(table.memory_methods) or 'not read'}",
         f"ruler {run.measure_version}",
-        formats.commit(run),
+        run.source,
         formats.moment(run.started_at),
     )
     return (

@@ -20,6 +20,7 @@ import numpy as np
 from scipy.stats import binomtest
 from tabulate import tabulate
 
+from stepbench.comparable import machine_difference
 from stepbench.errors import StepbenchError
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.sweep import claimed_machine, close_sweep, open_sweep, sweep
@@ -106,7 +107,7 @@ def _closed(results: Path) -> list[RunFile]:
         for file in read_all(results)[0]
         if file.closed
         and file.run.measure_version == MEASURE_VERSION
-        and machines.differing_key(file.run.machine, here) is None
+        and machine_difference(file.run.machine, here) is None
     ]
 
 
@@ -194,7 +195,7 @@ def _described(file: RunFile) -> dict[str, str]:
     loud = sum(map(measures.disturbed, rounds))
     return {
         "sweep": formats.moment(file.run.started_at),
-        "commit": formats.commit(file.run),
+        "commit": file.run.source,
         "cases with a ratio": str(sum(record.outcome.ok for record in file.records)),
         "rounds": str(len(rounds)),
         "disturbed": f"{loud / len(rounds):.0%}",

@@ -9,8 +9,13 @@ from typing import Any
 
 import torch
 
+from stepbench.comparable import (
+    difference,
+    machine_difference,
+    not_comparable,
+    version_difference,
+)
 from stepbench.errors import StepbenchError
-from stepbench.records.machine import differing_key
 from stepbench.versions import MEASURE_VERSION
 
 
@@ -25,11 +30,13 @@ def opened(file: Path, machine: Mapping[str, Any]) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         add(file, {"machine": machine, **header})
     known = json.loads(file.read_text(encoding="utf-8").partition("\n")[0])
-    unlike = (
-        f"{key}: {known[key]} against {new}" for key, new in header.items() if known[key] != new
+    differing = (
+        version_difference(known["ruler"], file)
+        or machine_difference(known["machine"], machine)
+        or difference(known, header, ("torch",))
     )
-    if differing := differing_key(known["machine"], machine) or next(unlike, None):
-        raise StepbenchError(f"{file}: {differing}; move it away first")
+    if differing:
+        raise StepbenchError(not_comparable(differing, f"move {file} away first"))
     return file
 
 

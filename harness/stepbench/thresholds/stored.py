@@ -8,9 +8,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from stepbench.comparable import machine_difference, not_comparable, version_difference
 from stepbench.errors import StepbenchError
 from stepbench.records.case import Case
-from stepbench.records.machine import differing_key
 from stepbench.records.run import Record, Run
 from stepbench.report import formats
 from stepbench.store import RunFile, read_path
@@ -46,10 +46,8 @@ class Stored:
             raise Elsewhere(f"asks for torch {asked.torch}; {results} holds {', '.join(others)}")
         self._files = [one for one in fitting if one.run.measure_version == MEASURE_VERSION]
         if not self._files:
-            raise Unjudged(
-                f"not comparable: ruler: {fitting[-1].run.measure_version} in {results} against "
-                f"{MEASURE_VERSION} here; measure again"
-            )
+            differing = version_difference(fitting[-1].run.measure_version, results)
+            raise Unjudged(not_comparable(str(differing), "measure again"))
         self.machine = self._files[-1].run.machine
 
     def record(self, case: Case) -> Record:
@@ -77,7 +75,7 @@ class Stored:
         except Unjudged:
             return f"no record of {case}"
         return (
-            f"recorded {formats.moment(run.started_at)} in run {run.id}, {formats.commit(run)}, "
+            f"recorded {formats.moment(run.started_at)} in run {run.id}, {run.source}, "
             f"torch {run.software['torch']}, ruler {run.measure_version}"
         )
 
@@ -110,7 +108,7 @@ def stored_runs(results: Path) -> list[RunFile]:
 def _require_alike(runs: list[Run], asked: Asked) -> None:
     """Refuse to choose between machines that may not be compared, and name the key."""
     for one, other in combinations((run.machine for run in runs), 2):
-        if key := differing_key(one, other):
+        if key := machine_difference(one, other):
             both = " and ".join(dict.fromkeys((one["name"], other["name"])))
             raise StepbenchError(
                 f"machine={asked.machine!r} fits machines that are not alike ({both}): {key}; name "
