@@ -394,7 +394,7 @@ def test_who_left_the_others_waiting():
 
 
 def test_ranks_that_wait_for_each_other_are_told_what_to_choose():
-    told = ": all ranks wait, as where a block runs on some of them only: choose ddp-unused"
+    told = ": all ranks wait; if a block runs on some only, choose ddp-unused"
     assert guilty([WAITING, WAITING]).reason == f"rank 0: late{told}"
     assert told not in guilty([WAITING, said()]).reason
     assert told not in guilty([WAITING]).reason

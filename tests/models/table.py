@@ -3,9 +3,9 @@
     python -m tests.models.table --results results
 
 Each outcome is kept, when it is there, in results/models/<machine>/outcomes.jsonl: the same command
-measures what is missing. Models or techniques that are named are measured again. Torch's compiler
-runs with the backend `aot_eager` here, which traces and breaks as inductor does and generates no
-kernels: a minute a model less.
+measures what is missing. `--again` forgets a model's or a technique's outcomes first. Torch's
+compiler runs with the backend `aot_eager` here, which traces and breaks as inductor does and
+generates no kernels: a minute a model less.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def outcome_of(model, technique):
 
 
 def outcomes(file):
-    """{(model, technique): (kind, reason)} of a journal; the last line of a case counts."""
+    """{(model, technique): (kind, reason)} of a journal."""
     told = {(one["model"], one["technique"]): one["outcome"] for one in read(file)}
     return {case: (one["kind"], one.get("reason")) for case, one in told.items()}
 
@@ -149,17 +149,20 @@ def _reasons(found):
 def main(arguments=None):
     """Measure what has no outcome yet, keep it, and write the page; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("again", nargs="*", help="models or techniques to be measured again")
+    parser.add_argument(
+        "--again", action="append", default=[], choices=[*MODELS, *TECHNIQUES], metavar="NAME"
+    )
     parser.add_argument("--results", type=Path, default=Path("results"))
     asked = parser.parse_args(arguments)
     machine = this_machine()
     file = opened(asked.results / "models" / machine["name"] / "outcomes.jsonl", machine)
     compiling.BACKEND = BACKEND
     _load_slow_libraries()
+    _forget(file, set(asked.again))
     known = outcomes(file)
     for model in MODELS:
         for technique in TECHNIQUES:
-            if (model, technique) in known and not {model, technique} & set(asked.again):
+            if (model, technique) in known:
                 continue
             began = time.monotonic()
             told = outcome_of(model, technique)
@@ -168,6 +171,14 @@ def main(arguments=None):
             print(f"{model}, {technique}: {told} ({time.monotonic() - began:.0f} s)", flush=True)
     file.with_name("README.md").write_text(page(file), encoding="utf-8")
     return 0
+
+
+def _forget(file, named):
+    """Leave out the lines of models and techniques that are named."""
+    header, *lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    told = [(json.loads(line), line) for line in lines]
+    kept = [line for one, line in told if not named & {one["model"], one["technique"]}]
+    file.write_text("".join([header, *kept]), encoding="utf-8")
 
 
 def _load_slow_libraries():

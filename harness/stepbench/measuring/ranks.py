@@ -285,7 +285,7 @@ def guilty(ended: Sequence[Ended]) -> Outcome:
 
 # Where a victim stands: in a collective, or where the ruler reads what one gives.
 WAITING_IN = ("torch/", "stepbench/measuring/")
-ALL_WAIT = ": all ranks wait, as where a block runs on some of them only: choose ddp-unused"
+ALL_WAIT = ": all ranks wait; if a block runs on some only, choose ddp-unused"
 # How surely a rank is to blame, surest first.
 RAISED, DIED, STOOD, SAW_ANOTHER_LEAVE, WAITED, RIGHT = range(6)
 
