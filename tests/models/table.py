@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from tabulate import tabulate
@@ -83,6 +83,11 @@ def outcome_of(model, technique):
     return measure(case, SETTINGS, this_machine()).outcome
 
 
+def header(file):
+    """What a journal was measured on: machine, torch, and the measurement's version."""
+    return json.loads(file.read_text(encoding="utf-8").partition("\n")[0])
+
+
 def outcomes(file):
     """{(model, technique): (kind, reason)} of a journal."""
     told = {(one["model"], one["technique"]): one["outcome"] for one in read(file)}
@@ -96,21 +101,20 @@ def word(kind, reason):
 
 def page(file):
     """The table in Markdown, and below it what is not ok, by reason."""
-    header = json.loads(file.read_text(encoding="utf-8").partition("\n")[0])
-    found = outcomes(file)
+    found, known = outcomes(file), header(file)
     rows = [
         [model, *(word(*found[model, one]) if (model, one) in found else "" for one in TECHNIQUES)]
         for model in MODELS
     ]
     table = tabulate(rows, headers=["model", *TECHNIQUES], tablefmt="github")
-    counted = defaultdict(int)
-    for kind, reason in found.values():
-        counted[word(kind, reason)] += 1
-    counts = ", ".join(f"{number} {kind}" for kind, number in sorted(counted.items()))
+    counted = Counter(word(*one) for one in found.values())
+    counts = "; ".join(f"{number} {kind}" for kind, number in sorted(counted.items()))
     return PAGE.format(
-        machine=summary(header["machine"]),
-        torch=header["torch"],
+        machine=summary(known["machine"]),
+        torch=known["torch"],
         backend=BACKEND,
+        models=len(MODELS),
+        cases=len(found),
         counts=counts,
         table=table,
         reasons="\n".join(_reasons(found)),
@@ -119,11 +123,14 @@ def page(file):
 
 PAGE = """# Ordinary models under nine techniques
 
-{machine}, torch {torch}, one round of six timed steps a case; ddp, zero2 and fsdp2 on two ranks;
-torch.compile with the backend {backend}. `python -m tests.models.table` measures what is missing.
+{machine}, torch {torch}.
 
-{counts}. *Not judged*: the technique is other mathematics than the baseline on this model, so its
-loss is reported and held against nothing; that it was active is judged all the same.
+One round of six timed steps a case; ddp, zero2 and fsdp2 on two ranks; torch.compile with the
+backend {backend}. `python -m tests.models.table` measures what is missing.
+
+{models} models, {cases} cases: {counts}. *Not judged*: the technique is other
+mathematics than the baseline on this model, so its loss is reported and held against nothing; that
+it was active is judged all the same.
 
 {table}
 
@@ -141,8 +148,8 @@ def _reasons(found):
             together[kind, technique, reason].append(model)
     for (kind, technique, reason), models in sorted(together.items()):
         yield f"- **{kind}**, {technique} on {', '.join(models)}: {reason}"
-        explained = {EXPLAINED[one, technique] for one in models if (one, technique) in EXPLAINED}
-        for shown in explained:
+        explained = [EXPLAINED[one, technique] for one in models if (one, technique) in EXPLAINED]
+        for shown in dict.fromkeys(explained):
             yield f"  Shown by a plain loop: {' '.join(shown.__doc__.split())}"
 
 
@@ -175,10 +182,10 @@ def main(arguments=None):
 
 def _forget(file, named):
     """Leave out the lines of models and techniques that are named."""
-    header, *lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    first, *lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     told = [(json.loads(line), line) for line in lines]
     kept = [line for one, line in told if not named & {one["model"], one["technique"]}]
-    file.write_text("".join([header, *kept]), encoding="utf-8")
+    file.write_text("".join([first, *kept]), encoding="utf-8")
 
 
 def _load_slow_libraries():
