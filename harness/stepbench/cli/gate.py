@@ -74,8 +74,14 @@ EXIT_CODES = (
     help="Counters that HEAD changes on purpose, with commas between them: told, and no failure. "
     f"Of {', '.join(JUDGED)}.",
 )
-@click.option("--baselines", is_flag=True, help="Hold the counters against the accepted ones.")
-@click.option("--accept", is_flag=True, help="Write the working tree's counters as accepted.")
+@click.option(
+    "--against-accepted", is_flag=True, help="Hold the counters against the accepted ones."
+)
+@click.option(
+    "--accept-counters", is_flag=True, help="Write the working tree's counters as accepted."
+)
+@click.option("--baselines", is_flag=True, hidden=True)  # --against-accepted, as it was called
+@click.option("--accept", is_flag=True, hidden=True)  # --accept-counters
 @click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML to a file.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Write a page of the pairs' values.")
 @output("table", "markdown", "json")
@@ -94,6 +100,8 @@ def gate(
     minutes: float | None,
     strict: bool,
     intended: str,
+    against_accepted: bool,
+    accept_counters: bool,
     baselines: bool,
     accept: bool,
     junit: Path | None,
@@ -114,22 +122,27 @@ def gate(
       stepbench gate --fail-fast --minutes 30 --strict       for CI
       stepbench gate v0.1 -w train:workload --workload-file train.py    v0.1 had none
       stepbench gate --intended loss,gradient_norm,update    a new loss, meant to be one
-      stepbench gate --accept                keep today's counters in stepbench-baselines/
-      stepbench gate --baselines             hold the working tree against them
+      stepbench gate --accept-counters       keep today's counters in stepbench-baselines/
+      stepbench gate --against-accepted      hold the working tree against them
     """
     from stepbench.gate import command
     from stepbench.gate.gate import Terms
 
+    accept, baselines = accept or accept_counters, baselines or against_accepted
     if (baselines or accept) and (base or baselines == accept):
         raise StepbenchError(
-            "--baselines and --accept take the working tree alone; choose one, and name no commit"
+            "--against-accepted and --accept-counters take the working tree alone; choose one, and "
+            "name no commit"
         )
     if (baselines or accept) and (time or fail_fast or minutes):
         raise StepbenchError(
-            "--baselines and --accept measure no time; leave out --time, --fail-fast and --minutes"
+            "--against-accepted and --accept-counters measure no time; leave out --time, "
+            "--fail-fast and --minutes"
         )
     if (baselines or accept) and intended:
-        raise StepbenchError("--intended is for two sides; --accept keeps what the tree counts")
+        raise StepbenchError(
+            "--intended is for two sides; --accept-counters keeps what the tree counts"
+        )
     if counters_only:
         time = "off"
     if plot and (time == "off" or baselines or accept):
