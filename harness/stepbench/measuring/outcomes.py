@@ -63,6 +63,23 @@ KNOWN: dict[str, tuple[OutcomeKind, str]] = {
         "unsupported",
         "torch's fused optimizers take no complex parameters: choose adamw-foreach",
     ),
+    "Adafactor does not support complex parameters": (
+        "unsupported",
+        "torch's Adafactor takes no complex parameters: choose adamw-foreach",
+    ),
+    "_amp_foreach_non_finite_check_and_unscale_cpu\" not implemented for 'Complex": (
+        "unsupported",
+        "torch's gradient scaler takes no complex gradients: choose bf16",
+    ),
+    "only allowed to backward once on any region computed under selective": (
+        "unsupported",
+        "selective checkpointing goes backward once, and the model has gone before, for a gradient "
+        "inside its forward: choose ckpt1",
+    ),
+    "only supports using the same dense type for all parameters": (
+        "unsupported",
+        "ZeroRedundancyOptimizer takes parameters of one type only: choose ddp",
+    ),
     "FSDP expects uniform original parameter dtype": (
         "unsupported",
         "FSDP2 takes no parameters of several types in one block: choose ddp",
