@@ -141,3 +141,21 @@ def test_what_forbids_comparing_is_named_with_both_values():
 def test_a_tally_survives_json():
     one = tally([measurement()])
     assert Tally.from_json(one.to_json()) == one
+
+
+def test_keys_on_disk_are_those_of_accepted_counters():
+    """A metric may be renamed in the code; a project's accepted counters may not."""
+    one = tally([replace(measurement(), growth_bytes_per_step=0.0)])
+    assert tuple(one.counts) == ("operators", "flops", "recomputed_products")
+    judged = ("growth_per_step", "build_peak", "first_step_peak", "steady_peak")
+    parts = ("parameters", "gradients", "optimizer_state", "activations_and_temporaries")
+    assert tuple(one.most_bytes) == (*judged, "saved_for_backward", *parts)
+    assert tuple(one.most_values) == ("loss", "gradient_norm", "update", "loss_after_updates")
+
+
+def test_what_one_process_did_not_observe_is_not_compared():
+    told = replace(measurement(), growth_bytes_per_step=0.0)
+    some = tally([told, measurement()])
+    assert "growth_per_step" not in some.least_bytes
+    assert "growth_per_step" not in compared(tally([told]), some)
+    assert differences(tally([told]), some) == ()

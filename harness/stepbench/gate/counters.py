@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from stepbench import comparable
 from stepbench.errors import StepbenchError
+from stepbench.metrics.catalogue import METRICS
+from stepbench.metrics.counts import FLOPS, OPERATORS
+from stepbench.metrics.metric import BeyondSpread, Exact, Relative
 from stepbench.records.measurement import Measurement
 from stepbench.records.verdict import Difference, Tally, label
 from stepbench.stats.measures import relative_difference
@@ -22,13 +25,16 @@ Range = tuple[float, float]
 
 # Fresh processes a side: enough to see whether its bytes repeat.
 PROCESSES = 3
-# What a step's peak is made of explains it; alone it is no verdict.
-PARTS = ("parameters", "gradients", "optimizer_state", "activations_and_temporaries")
 # Relative difference that another order of float32 additions may make: what accumulation is allowed
 # beside its baseline.
 ROUNDING = 1e-3
-# The loss of steps that trained on.
-DRIFT = "loss_after_updates"
+# By their names in a tally. What sizes are made of stands beside them there: it explains a
+# difference, and alone it is no verdict.
+COUNTS = {one.gate_key: one for one in METRICS if isinstance(one.gate, Exact)}
+SIZES = {one.gate_key: one for one in METRICS if isinstance(one.gate, BeyondSpread)}
+VALUES = {one.gate_key: one for one in METRICS if isinstance(one.gate, Relative)}
+# A difference of the others is told only.
+FAILING = {one.gate_key for one in METRICS if isinstance(one.gate, Relative) and not one.gate.told}
 # Lines of a diff; the rest is counted.
 MOST_LINES = 8
 
@@ -43,17 +49,17 @@ def tally(measured: Sequence[Measurement]) -> Tally:
     if any(one.counters.counts != first.counters.counts for one in measured):
         raise StepbenchError("its operator counts differed between processes")
     sizes = [_bytes(one) for one in measured]
-    values = [_first_steps(one) for one in measured]
+    names = [name for name in sizes[0] if all(name in one for one in sizes)]
+    values = [
+        {key: tuple(metric.parts_of(one).values()) for key, metric in VALUES.items()}
+        for one in measured
+    ]
     return Tally(
-        counts={
-            "operators": sum(first.counters.operators.values()),
-            "flops": first.counters.flops,
-            "recomputed_products": first.counters.recomputed_products,
-        },
-        operators=dict(first.counters.operators),
-        flops_by_type=dict(first.counters.matmul_flops),
-        least_bytes={name: min(one[name] for one in sizes) for name in sizes[0]},
-        most_bytes={name: max(one[name] for one in sizes) for name in sizes[0]},
+        counts=_whole({key: metric.read(first) for key, metric in COUNTS.items()}),
+        operators=_whole(OPERATORS.parts_of(first)),
+        flops_by_type=_whole(FLOPS.parts_of(first)),
+        least_bytes={name: min(one[name] for one in sizes) for name in names},
+        most_bytes={name: max(one[name] for one in sizes) for name in names},
         alike={
             **{key: first.environment.get(key) for key in comparable.COUNTERS},
             "memory": first.memory.method,
@@ -62,16 +68,6 @@ def tally(measured: Sequence[Measurement]) -> Tally:
         most_values=_each_step(max, values),
         tolerance=first.loss_tolerance,
     )
-
-
-def _first_steps(one: Measurement) -> dict[str, tuple[float, ...]]:
-    same = one.same_parameter_steps or len(one.losses)
-    return {
-        "loss": one.losses[:same],
-        "gradient_norm": one.grad_norms[:same],
-        "update": one.descents,
-        DRIFT: one.losses[same:],
-    }
 
 
 def _each_step(
@@ -84,18 +80,15 @@ def _each_step(
 
 
 def _bytes(one: Measurement) -> dict[str, int]:
-    memory, growth = one.memory, one.growth_bytes_per_step
-    return {
-        **({} if growth is None else {"growth_per_step": round(growth)}),
-        "build_peak": memory.build.allocated_bytes,
-        "first_step_peak": memory.first_step.allocated_bytes,
-        "steady_peak": memory.steady_step.allocated_bytes,
-        "saved_for_backward": one.counters.saved_bytes,
-        "parameters": memory.parameter_bytes,
-        "gradients": memory.gradient_bytes,
-        "optimizer_state": memory.optimizer_bytes,
-        "activations_and_temporaries": memory.working_bytes,
-    }
+    """Each size that was observed, and what they are made of."""
+    known = _whole({key: metric.read(one) for key, metric in SIZES.items()})
+    parts = (metric.parts_of(one) for metric in SIZES.values())
+    return known | {name: size for each in parts for name, size in _whole(each).items()}
+
+
+def _whole(values: Mapping[str, float | None]) -> dict[str, int]:
+    """Those that were observed, as whole numbers."""
+    return {name: round(value) for name, value in values.items() if value is not None}
 
 
 def differences(old: Tally, new: Tally) -> tuple[Difference, ...]:
@@ -105,15 +98,15 @@ def differences(old: Tally, new: Tally) -> tuple[Difference, ...]:
 
 def compared(old: Tally, new: Tally) -> tuple[str, ...]:
     """The figures that `differences` looks at."""
-    sizes = [name for name in old.most_bytes if name in new.most_bytes and name not in PARTS]
+    sizes = [name for name in old.most_bytes if name in new.most_bytes and name in SIZES]
     values = [name for name in old.most_values if name in new.most_values]
     return (*old.counts, *sizes, *values)
 
 
 def _counts(old: Tally, new: Tally) -> Iterator[Difference]:
     details = {
-        "operators": (old.operators, new.operators),
-        "flops": (old.flops_by_type, new.flops_by_type),
+        OPERATORS.gate_key: (old.operators, new.operators),
+        FLOPS.gate_key: (old.flops_by_type, new.flops_by_type),
     }
     for figure, before in old.counts.items():
         after = new.counts.get(figure, 0)
@@ -131,7 +124,11 @@ def _counts(old: Tally, new: Tally) -> Iterator[Difference]:
 
 
 def _sizes(old: Tally, new: Tally) -> Iterator[Difference]:
-    parts = [name for name in PARTS if _beyond_spread(name, old, new)]
+    parts = [
+        name
+        for name in old.most_bytes
+        if name in new.most_bytes and name not in SIZES and _beyond_spread(name, old, new)
+    ]
     told = _by_name(*({label(name): one.most_bytes[name] for name in parts} for one in (old, new)))
     for figure in (name for name in compared(old, new) if name in old.most_bytes):
         if change := _beyond_spread(figure, old, new):
@@ -141,7 +138,7 @@ def _sizes(old: Tally, new: Tally) -> Iterator[Difference]:
                 unit="bytes",
                 old=old.most_bytes[figure],
                 new=new.most_bytes[figure],
-                detail=told if figure == "steady_peak" else (),
+                detail=told if SIZES[figure].parts else (),
             )
 
 
@@ -163,7 +160,7 @@ def _values(old: Tally, new: Tally) -> Iterator[Difference]:
             off, step, before, after = max(changed)
             yield Difference(
                 figure=figure,
-                change="beyond tolerance" if off > allowed and figure != DRIFT else "changed",
+                change="beyond tolerance" if off > allowed and figure in FAILING else "changed",
                 unit="value",
                 old=before,
                 new=after,

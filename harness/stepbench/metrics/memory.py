@@ -6,6 +6,57 @@ from stepbench.metrics.metric import BeyondSpread, Metric
 from stepbench.metrics.summary import first
 from stepbench.records.measurement import Measurement
 
+# The gate tells them in this order.
+GROWTH_BYTES_PER_STEP = Metric[Measurement](
+    key="growth_bytes_per_step",
+    unit="bytes",
+    better="lower",
+    about="What each step keeps for good.",
+    read=lambda one: one.growth_bytes_per_step,
+    gate=BeyondSpread("growth_per_step"),
+)
+BUILD_PEAK_BYTES = Metric[Measurement](
+    key="build_peak_bytes",
+    unit="bytes",
+    better="lower",
+    about="Largest memory held by tensors while the model and its optimizer are made.",
+    read=lambda one: one.memory.build.allocated_bytes,
+    gate=BeyondSpread("build_peak"),
+    asv="largest",
+)
+FIRST_STEP_PEAK_BYTES = Metric[Measurement](
+    key="first_step_peak_bytes",
+    unit="bytes",
+    better="lower",
+    about="Largest memory held by tensors in the first step, in which optimizer state is made.",
+    read=lambda one: one.memory.first_step.allocated_bytes,
+    gate=BeyondSpread("first_step_peak"),
+    asv="largest",
+)
+PEAK_BYTES = Metric[Measurement](
+    key="peak_bytes",
+    unit="bytes",
+    better="lower",
+    about="Largest memory held by tensors in a steady step.",
+    read=lambda one: one.memory.steady_step.allocated_bytes,
+    parts=lambda one: {
+        "parameters": one.memory.parameter_bytes,
+        "gradients": one.memory.gradient_bytes,
+        "optimizer_state": one.memory.optimizer_bytes,
+        "activations_and_temporaries": one.memory.working_bytes,
+    },
+    gate=BeyondSpread("steady_peak"),
+    asv="largest",
+)
+SAVED_BYTES = Metric[Measurement](
+    key="saved_bytes",
+    unit="bytes",
+    better="lower",
+    about="Bytes that a forward pass keeps for the backward pass.",
+    read=lambda one: one.counters.saved_bytes,
+    gate=BeyondSpread("saved_for_backward"),
+    asv="largest",
+)
 PARAMETER_BYTES = Metric[Measurement](
     key="parameter_bytes",
     unit="bytes",
@@ -36,56 +87,6 @@ WORKING_BYTES = Metric[Measurement](
     better="lower",
     about="The steady step's peak beyond parameters and optimizer state.",
     read=lambda one: one.memory.working_bytes,
-)
-PEAK_BYTES = Metric[Measurement](
-    key="peak_bytes",
-    unit="bytes",
-    better="lower",
-    about="Largest memory held by tensors in a steady step.",
-    read=lambda one: one.memory.steady_step.allocated_bytes,
-    parts=lambda one: {
-        "parameters": one.memory.parameter_bytes,
-        "gradients": one.memory.gradient_bytes,
-        "optimizer_state": one.memory.optimizer_bytes,
-        "activations_and_temporaries": one.memory.working_bytes,
-    },
-    gate=BeyondSpread("steady_peak"),
-    asv="largest",
-)
-BUILD_PEAK_BYTES = Metric[Measurement](
-    key="build_peak_bytes",
-    unit="bytes",
-    better="lower",
-    about="Largest memory held by tensors while the model and its optimizer are made.",
-    read=lambda one: one.memory.build.allocated_bytes,
-    gate=BeyondSpread("build_peak"),
-    asv="largest",
-)
-FIRST_STEP_PEAK_BYTES = Metric[Measurement](
-    key="first_step_peak_bytes",
-    unit="bytes",
-    better="lower",
-    about="Largest memory held by tensors in the first step, in which optimizer state is made.",
-    read=lambda one: one.memory.first_step.allocated_bytes,
-    gate=BeyondSpread("first_step_peak"),
-    asv="largest",
-)
-SAVED_BYTES = Metric[Measurement](
-    key="saved_bytes",
-    unit="bytes",
-    better="lower",
-    about="Bytes that a forward pass keeps for the backward pass.",
-    read=lambda one: one.counters.saved_bytes,
-    gate=BeyondSpread("saved_for_backward"),
-    asv="largest",
-)
-GROWTH_BYTES_PER_STEP = Metric[Measurement](
-    key="growth_bytes_per_step",
-    unit="bytes",
-    better="lower",
-    about="What each step keeps for good.",
-    read=lambda one: one.growth_bytes_per_step,
-    gate=BeyondSpread("growth_per_step"),
 )
 PROCESS_PEAK_BYTES = Metric[Measurement](
     key="process_peak_bytes",

@@ -116,6 +116,10 @@ class Metric(Generic[Source]):
         """Its name among the gate's counters on disk."""
         return (self.gate and self.gate.key) or self.key
 
+    def parts_of(self, source: Source) -> Mapping[str, float]:
+        """What the number is made of; empty where it has no parts."""
+        return self.parts(source) if self.parts else {}
+
     def of(self, result: Result | Record) -> Any:
         """What stands for a case: a number, an `Estimate` over rounds, or None."""
         whole = result if isinstance(result, Result) else Result.of(result)
