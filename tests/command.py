@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from stepbench.cli import main as cli
-from stepbench.measuring.launch import in_child
+from stepbench.measuring.process import in_child
 
 DEADLINE_S = 600.0
 

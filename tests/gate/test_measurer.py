@@ -18,18 +18,18 @@ PATIENCE_S = 60.0
 
 def test_its_death_is_told_in_one_line():
     with closing(Measurer(Path.cwd())) as measurer:
-        measurer._process.kill()
+        measurer.process.kill()
         with pytest.raises(StepbenchError, match=r"^the measuring process died$"):
             measurer.ask("machine")
 
 
 def test_closing_it_ends_what_it_measures():
     with closing(Measurer(Path.cwd())) as measurer:
-        with pytest.raises(StepbenchError, match="measuring failed: KeyError: 'no such errand'"):
-            measurer.ask("no such errand")
-        process = psutil.Process(measurer._process.pid)
+        with pytest.raises(StepbenchError, match="measuring failed: KeyError: 'no such handler'"):
+            measurer.ask("no such handler")
+        process = psutil.Process(measurer.process.pid)
         request = ["record", case("accum2", workload="gpt-10m").to_json()]  # takes some seconds
-        measurer._control.send_bytes(json.dumps(request).encode())
+        measurer.control.send_bytes(json.dumps(request).encode())
         began = time.monotonic()
         while not (workers := process.children(recursive=True)):
             assert time.monotonic() - began < PATIENCE_S

@@ -271,7 +271,7 @@ def test_a_forge_that_dies_is_a_failure_of_its_side(machine, no_orphans):
     with Ring(side(), side(), machine, QUICK) as ring:
         for forge in set(psutil.Process().children()) - before:
             forge.kill()
-        with pytest.raises(PairFailed, match="forge died"):
+        with pytest.raises(PairFailed, match="fork server died"):
             ring.pair("ping-pong", "reference first")
 
 

@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from stepbench.measuring import worker
-from stepbench.measuring.launch import in_child
 from stepbench.measuring.measure import measure
+from stepbench.measuring.process import in_child
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.sweep import measure_once, open_sweep
 from stepbench.records.case import Case

@@ -39,7 +39,7 @@ SWEEP = """
 import os, sys, torch
 from pathlib import Path
 torch.version.cuda = "13.0"
-from stepbench.measuring.launch import in_child
+from stepbench.measuring.process import in_child
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.sweep import open_sweep
 file = open_sweep(Path("results"), Settings(), project=Path("."), commit="abc")

@@ -1,7 +1,7 @@
 """Every pair with a technique that runs a process a rank, on two of them."""
 
-from stepbench.measuring.launch import in_children
 from stepbench.measuring.preload import preload
+from stepbench.measuring.process import in_children
 from tests.training.test_pairs import on_a_rank, right
 
 

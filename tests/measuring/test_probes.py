@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch._C._autograd import DeviceType
 
-from stepbench.measuring.launch import in_child, in_children
 from stepbench.measuring.probes import communication, device, memory, timing
+from stepbench.measuring.process import in_child, in_children
 from stepbench.records.measurement import DeviceState
 from stepbench.training.types import Loop
 

@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from stepbench.measuring import subject, worker
-from stepbench.measuring.launch import Ended
 from stepbench.measuring.measure import measure
+from stepbench.measuring.process import Ended
 from stepbench.measuring.ranks import guilty
 from stepbench.measuring.settings import Settings
 from stepbench.records.case import Case

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from stepbench.measuring.launch import in_children
+from stepbench.measuring.process import in_children
 from stepbench.measuring.ranks import Group, Place
 from stepbench.training.build import build
 from stepbench.training.data import Batches

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stepbench.measuring import subject
-from stepbench.measuring.launch import in_child
+from stepbench.measuring.process import in_child
 from stepbench.metrics.beside import LOSS_DIFFERENCE
 from stepbench.stats import measures
 from stepbench.training import build as build_module

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from stepbench.measuring.launch import in_child
 from stepbench.measuring.probes.surroundings import HostLoad
+from stepbench.measuring.process import in_child
 from stepbench.stats import noise
 
 

@@ -8,7 +8,7 @@ import traceback
 import pytest
 import torch
 
-from stepbench.measuring.launch import in_child
+from stepbench.measuring.process import in_child
 
 DEADLINE_S = 120
 

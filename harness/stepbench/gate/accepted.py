@@ -21,7 +21,7 @@ from stepbench.comparable import not_comparable, version_difference
 from stepbench.errors import StepbenchError
 from stepbench.gate.counters import PROCESSES, compared, differences, tally
 from stepbench.gate.trees import Tree
-from stepbench.measuring.fork_server import Forge
+from stepbench.measuring.fork_server import ForkServer
 from stepbench.measuring.pairs import PairFailed, measured
 from stepbench.measuring.settings import Settings
 from stepbench.records.case import Case
@@ -67,7 +67,7 @@ def tallied(
 ) -> dict[Case, Tally | Outcome]:
     """Each case's tally in a tree's code, or why it has none."""
     found: dict[Case, Tally | Outcome] = {}
-    with Forge(str(tree.folder), machine) as forge:
+    with ForkServer(str(tree.folder), machine) as forge:
         for case in cases:
             tell(f"{case}: counting")
             try:

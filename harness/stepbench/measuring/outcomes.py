@@ -6,7 +6,7 @@ import traceback
 
 import torch
 
-from stepbench.measuring.launch import brief_traceback, one_line
+from stepbench.measuring.process import brief_traceback, one_line
 from stepbench.records.outcome import Outcome, OutcomeKind, Phase
 
 # What torch raises as a plain RuntimeError: its CPU allocator, the driver, cuBLAS and cuDNN. Its

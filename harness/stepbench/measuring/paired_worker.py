@@ -1,4 +1,4 @@
-"""What runs in a fresh process of a ping-pong pair: built and warmed up, it times on command."""
+"""What runs in a fresh process of interleaved pairs: built and warmed up, it times on command."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stepbench.records.machine import device_type
 from stepbench.records.pair import Block
 
 
-def play(
+def time_blocks(
     channel: int, case_json: dict[str, Any], settings: Settings, machine: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Build, run the first steps as every process does, then time each block asked for.

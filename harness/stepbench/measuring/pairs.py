@@ -22,7 +22,7 @@ from dataclasses import replace
 from multiprocessing import connection
 from typing import Any, Literal
 
-from stepbench.measuring.fork_server import Forge
+from stepbench.measuring.fork_server import ForkServer
 from stepbench.measuring.probes.device import DeviceSampler, disturbances
 from stepbench.measuring.probes.surroundings import HostLoad
 from stepbench.measuring.settings import Settings
@@ -117,12 +117,12 @@ class Ring:
         sides: dict[Role, Side] = {"reference": reference, "candidate": candidate}
         self._sides = {role: sides[role] for role in _roles(begins)}
         self._stack = ExitStack()
-        self._forges: dict[Role, Forge] = {}
+        self._forges: dict[Role, ForkServer] = {}
 
     def __enter__(self) -> Ring:
         with ExitStack() as stack:  # ends what has started where the rest does not
             for role, side in self._sides.items():
-                self._forges[role] = Forge(side.tree, self.machine)
+                self._forges[role] = ForkServer(side.tree, self.machine)
                 stack.callback(self._forges[role].close)
             for forge in self._forges.values():  # both import at once
                 forge.__enter__()
@@ -241,7 +241,7 @@ def _same_batches(one: Measurement, both: Iterable[Measurement]) -> Block:
     )
 
 
-def measured(role: Role, forge: Forge, case: Case, settings: Settings) -> Measurement:
+def measured(role: Role, forge: ForkServer, case: Case, settings: Settings) -> Measurement:
     """What one fresh process of a forge measured of a case; `role` is for what goes wrong.
 
     Raises:
@@ -263,7 +263,7 @@ def _roles(order: Order) -> tuple[Role, Role]:
 class _Player:
     """One side's process of a ping-pong pair, at the other end of a socket."""
 
-    def __init__(self, role: Role, case: Case, forge: Forge, settings: Settings) -> None:
+    def __init__(self, role: Role, case: Case, forge: ForkServer, settings: Settings) -> None:
         self._role, self._forge, self._settings = role, forge, settings
         self._gone = False
         ours, theirs = socket.socketpair()
@@ -300,7 +300,7 @@ class _Player:
         raise PairFailed(self._role, Outcome(kind="failed", reason="its process ended too early"))
 
 
-def _answer(role: Role, forge: Forge, settings: Settings) -> dict[str, Any]:
+def _answer(role: Role, forge: ForkServer, settings: Settings) -> dict[str, Any]:
     ended = forge.ended(settings.deadline_s + TELL_S)
     if ended.death is not None:
         raise PairFailed(role, Outcome(kind="failed", reason=ended.death))

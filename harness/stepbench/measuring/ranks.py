@@ -19,9 +19,9 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore, PrefixStore, Store, TCPStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from stepbench.measuring.launch import Ended
 from stepbench.measuring.outcomes import in_known_words
 from stepbench.measuring.probes.device import disturbances
+from stepbench.measuring.process import Ended
 from stepbench.records.evidence import Evidence
 from stepbench.records.jsonable import Jsonable
 from stepbench.records.measurement import (

@@ -15,9 +15,9 @@ import torch
 
 from stepbench.errors import StepbenchError
 from stepbench.measuring.calibrate import calibrate
-from stepbench.measuring.launch import in_child
 from stepbench.measuring.lock import GPUS, hold_gpus
 from stepbench.measuring.measure import measure
+from stepbench.measuring.process import in_child
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.sources import digest_of_package
 from stepbench.measuring.team import launcher

@@ -7,7 +7,6 @@ so rounds beside the baseline work over hosts as they do on one.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -24,10 +23,10 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from stepbench.errors import StepbenchError
 from stepbench.measuring.caches import cold_caches
-from stepbench.measuring.launch import Ended, Task, in_children
 from stepbench.measuring.lock import GPUS, VISIBLE, hold_gpus
 from stepbench.measuring.preload import preload
 from stepbench.measuring.probes.device import INTERVAL_S, DeviceSampler
+from stepbench.measuring.process import Ended, Task, in_children
 from stepbench.measuring.ranks import Place
 from stepbench.measuring.repeat import repeat_case
 from stepbench.measuring.settings import Settings
@@ -263,7 +262,7 @@ class _Elastic:
         limit = timedelta(seconds=settings.deadline_s + TRAVEL_S)
         keys = [f"answer/{at}/{rank}" for rank in others]
         self.store.wait(keys, limit)
-        return [own, *(Ended(**json.loads(self.store.get(key))) for key in keys)]
+        return [own, *(Ended.from_json(json.loads(self.store.get(key))) for key in keys)]
 
     def follow(self) -> int:
         """Run this rank's part of each case that takes one."""
@@ -276,7 +275,7 @@ class _Elastic:
             if "exit_code" in task:
                 return int(task["exit_code"])
             if self.rank < task["place"]["ranks"]:
-                ended = dataclasses.asdict(self._run(task, at))
+                ended = self._run(task, at).to_json()
                 self.store.set(f"answer/{at}/{self.rank}", json.dumps(ended))
 
     def _share_gpus(self) -> None:

@@ -1,6 +1,6 @@
 """What machine is this?
 
-`describe` asks the driver, so it runs in a child process (`measuring.launch` forks one): asking
+`describe` asks the driver, so it runs in a child process (`measuring.process` forks one): asking
 torch about CUDA in the parent would forbid forking workers from it.
 """
 

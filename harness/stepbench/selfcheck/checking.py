@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from stepbench.errors import plain
-from stepbench.measuring.launch import brief_traceback, in_child
+from stepbench.measuring.process import brief_traceback, in_child
 from stepbench.records.jsonable import Jsonable
 from stepbench.records.machine import device_type
 

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 
 from stepbench.errors import StepbenchError
-from stepbench.measuring.launch import in_child
 from stepbench.measuring.measure import measure_process
 from stepbench.measuring.pairs import alternate
 from stepbench.measuring.probes import timing
 from stepbench.measuring.probes.run_delay import RunDelay
+from stepbench.measuring.process import in_child
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.sweep import claimed_machine, measure_once, open_sweep
 from stepbench.measuring.window_plan import PARITY_STEPS, WindowPlan

@@ -13,9 +13,9 @@ import torch.distributed as dist
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from stepbench.measuring.launch import in_children
 from stepbench.measuring.probes.memory import memory_probe
 from stepbench.measuring.probes.timing import time_steps
+from stepbench.measuring.process import in_children
 from stepbench.measuring.ranks import Group, Place, guilty
 from stepbench.measuring.team import default_ranks
 from stepbench.records.machine import device_type

@@ -1,27 +1,21 @@
-"""What the measurer's process does for floors: describe the machine, measure a round, pairs."""
+"""What the measurer's process does for thresholds: describe the machine, measure a round, pairs."""
 
 from __future__ import annotations
 
-import ctypes
-import json
 import math
-import os
-import signal
-import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from multiprocessing import connection
 from typing import Any
 
 from stepbench.errors import StepbenchError
-from stepbench.measuring.launch import PR_SET_PDEATHSIG, one_line
 from stepbench.measuring.measure import measure
 from stepbench.measuring.pairs import PairFailed, Ring, method_for, order_of
+from stepbench.measuring.process import one_line
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.sweep import claimed_machine
 from stepbench.records.case import Case
 from stepbench.records.pair import Pair, Side
 from stepbench.records.run import Record
+from stepbench.server import serve, served
 from stepbench.training.techniques import incompatible, parse
 from stepbench.training.workloads import canonical, default, load
 
@@ -75,7 +69,7 @@ def _told(pair: Pair) -> dict[str, Any]:
     return {"speed": math.exp(-pair.log_ratio("wall_total")), "disturbances": pair.disturbances}
 
 
-ERRANDS: Mapping[str, Callable[..., Any]] = {
+HANDLERS: Mapping[str, Callable[..., Any]] = {
     "case": case,
     "machine": machine,
     "record": record,
@@ -84,24 +78,13 @@ ERRANDS: Mapping[str, Callable[..., Any]] = {
 
 
 def main() -> None:
-    """Run errands for the process that started this one, until it hangs up, dies, or says so."""
-    descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # died before the signal was asked for
-        return
-    # An exception, so that a process that is being waited for is killed with its group.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with (
-        connection.Connection(descriptor) as control,
-        suppress(EOFError, OSError, KeyboardInterrupt),
-    ):
-        while True:
-            control.send_bytes(json.dumps(_run(*json.loads(control.recv_bytes()))).encode())
+    """Call handlers for the process that started this one."""
+    serve(lambda control, request: _called(*request), *served())
 
 
-def _run(errand: str, *arguments: Any) -> Mapping[str, Any]:
+def _called(handler: str, *arguments: Any) -> Mapping[str, Any]:
     try:
-        return {"answer": ERRANDS[errand](*arguments), "mistake": None}
+        return {"answer": HANDLERS[handler](*arguments), "mistake": None}
     except StepbenchError as mistake:
         return {"answer": None, "mistake": str(mistake)}
     except Exception as error:

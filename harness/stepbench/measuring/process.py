@@ -1,13 +1,12 @@
-"""Fresh processes: fork, wait with a deadline, kill their groups, say how each ended.
+"""How a measuring process is controlled: fork, deadline, kill of the group, answer or death.
 
-This process must only have imported: it never runs an operator nor asks torch about CUDA, so a
-forked child finds torch loaded and its devices untouched. The imports below are what a worker would
-otherwise pay about a second for.
+The process that forks must only have imported: it never runs an operator nor asks torch about CUDA,
+so that a forked child finds torch loaded and its devices untouched. The imports of torch below are
+what a worker would otherwise pay about a second for.
 """
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import gc
 import json
@@ -31,8 +30,9 @@ import torch.utils.flop_counter
 
 import stepbench
 from stepbench.measuring.probes.run_delay import sound
+from stepbench.records.jsonable import Jsonable
+from stepbench.server import die_with, last_line, log_into, read_log
 
-PR_SET_PDEATHSIG = 1
 # When one of a group has ended badly, another that ended worse is known within this: sockets of a
 # process that dies are closed before its death can be seen.
 GRACE_S = 1.0
@@ -46,7 +46,7 @@ Task = tuple[Any, ...]  # a function and its arguments
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
+class Ended(Jsonable):
     """How a child ended: with an `answer` (decoded JSON), or the `death` that kept it from one.
 
     `wall_s` is from before the fork until it was known to have ended. `traceback` is that of the
@@ -139,7 +139,7 @@ class _Child:
                 self.told = json.loads(self.pipe.recv_bytes())
         if self.told is None and ended:
             self.process.join()
-            words = _how_it_died(self.process.exitcode or 0) + _last_words(self._logged())
+            words = _how_it_died(self.process.exitcode or 0) + _last_words(read_log(self.log))
             self.told = {"answer": None, "error": words}
         if self.told is not None:
             self.wall_s = time.perf_counter() - self.began
@@ -158,7 +158,7 @@ class _Child:
         """What is known of its end, once it was killed."""
         told, stack = self.told, None
         if told is None:
-            stack = _stack(self._logged())
+            stack = _stack(read_log(self.log))
             late = f"no answer within its deadline of {deadline_s:g} s; it was killed"
             told = {"answer": None, "error": late + (f" in {stack[0]}" if stack else "")}
         self.log.close()
@@ -169,10 +169,6 @@ class _Child:
             traceback=told.get("traceback"),
             stack=stack,
         )
-
-    def _logged(self) -> str:
-        self.log.seek(0)
-        return self.log.read().decode(errors="replace")
 
 
 def _ask_where_they_stand(children: Sequence[_Child]) -> None:
@@ -185,14 +181,11 @@ def _ask_where_they_stand(children: Sequence[_Child]) -> None:
 def _child(task: Task, theirs: connection.Connection, log: int, parent: int, stays: bool) -> None:
     work, *arguments = task
     os.setsid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # died before the signal was asked for
-        os._exit(1)
+    die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # What was imported is never garbage: collecting it would cost a quarter of the worker's time.
     gc.freeze()
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    log_into(log)
     faulthandler.register(signal.SIGUSR1, file=2, all_threads=False)
     os.environ["KINETO_LOG_LEVEL"] = "99"
     told: dict[str, Any]
@@ -229,8 +222,8 @@ def _how_it_died(exit_code: int) -> str:
 
 
 def _last_words(log: str) -> str:
-    lines = log.strip().splitlines()
-    return f" (its last line: {lines[-1][:200]})" if lines else ""
+    line = last_line(log)
+    return f" (its last line: {line})" if line else ""
 
 
 def _stack(log: str) -> tuple[str, ...]:
