@@ -8,7 +8,7 @@ from stepbench.errors import StepbenchError
 from stepbench.records.outcome import Outcome
 from stepbench.stats import measures
 from stepbench.thresholds.asked import Asked, Elsewhere
-from stepbench.thresholds.asserted import Floor, counted
+from stepbench.thresholds.asserted import Floor
 from stepbench.thresholds.floors import Speeds, judge, told
 from stepbench.thresholds.live import STAGES
 from tests.synthetic import MACHINE, MIB, OK, case, measurement, record
@@ -170,11 +170,13 @@ def test_a_case_without_a_number(outcome, kind, reason):
 
 def test_counters_as_numbers():
     counters = replace(BASE.counters, recomputed_blocks=(3, 2), operators={"aten.mm": 7, "a.b": 1})
-    assert [counted(counters, name) for name in ("recomputed_blocks", "operators", "a.b")] == [
-        2,
-        8,
-        1,
-    ]
+    source = Given(measured=replace(BASE, counters=counters))
+    for name, number in (("recomputed_blocks", 2), ("operators", 8), ("a.b", 1)):
+        floor = Floor("bf16").count(name, at_least=number, at_most=number)
+        assert (verdict(floor, source).kind, verdict(floor, source).figures) == (
+            "holds",
+            str(number),
+        )
 
 
 @pytest.mark.parametrize(

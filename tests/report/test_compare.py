@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 
 from stepbench.errors import StepbenchError
+from stepbench.metrics.memory import PEAK_BYTES
+from stepbench.metrics.time import STEP_S
 from stepbench.records.outcome import Outcome
 from stepbench.report import side_by_side
 from stepbench.report.compare import compare, select
@@ -33,9 +35,9 @@ def test_new_over_old_by_case():
     old = of(measurement([0.2], peak_bytes=50 * MIB), measurement([0.2], peak_bytes=50 * MIB))
     new = of(measurement([0.1], peak_bytes=75 * MIB), measurement([0.1], peak_bytes=75 * MIB))
     (pair,) = compare(old, new).pairs
-    assert pair.figures.step_ratio.median == 0.5
-    assert pair.figures.step_ratio.low is None
-    assert pair.figures.memory_ratio.median == 1.5
+    assert pair.changes[STEP_S].ratio.median == 0.5
+    assert pair.changes[STEP_S].ratio.low is None
+    assert pair.changes[PEAK_BYTES].ratio.median == 1.5
     lines = side_by_side.terminal(compare(old, new)).splitlines()
     (row,) = [line for line in lines if line.startswith(str(pair.case))]
     cells = row.removeprefix(str(pair.case)).split()
@@ -44,8 +46,8 @@ def test_new_over_old_by_case():
 
 def test_the_interval_stands_from_6_rounds_a_side_on():
     six, five = ([measurement([0.1])] * count for count in (6, 5))
-    assert compare(of(*six), of(*six)).pairs[0].figures.step_ratio.low == 1.0
-    assert compare(of(*six), of(*five)).pairs[0].figures.step_ratio.low is None
+    assert compare(of(*six), of(*six)).pairs[0].changes[STEP_S].ratio.low == 1.0
+    assert compare(of(*six), of(*five)).pairs[0].changes[STEP_S].ratio.low is None
 
 
 def test_what_is_in_one_run_only_is_listed():
@@ -60,7 +62,7 @@ def test_what_is_in_one_run_only_is_listed():
 def test_an_outcome_that_changed_is_shown_with_its_reason():
     old, new = of(BASE), of(outcome=OOM)
     comparison = compare(old, new)
-    assert comparison.pairs[0].figures is None
+    assert comparison.pairs[0].changes is None
     text = side_by_side.terminal(comparison)
     assert "ok -> oom [1]" in text
     assert "[1] 2 GiB asked for" in text
@@ -84,7 +86,7 @@ def test_no_case_in_common_is_told():
 def test_one_kind_may_differ(change, kind):
     comparison = compare(of(BASE), of(BASE, header=run(**change)))
     assert list(comparison.differs) == ([kind] if kind else [])
-    assert comparison.pairs[0].figures is not None
+    assert comparison.pairs[0].changes is not None
 
 
 def test_two_kinds_are_refused_unless_both_were_named():
@@ -141,14 +143,14 @@ def test_what_belongs_to_the_compared_thing_may_differ_with_it_only(key, allowin
     with pytest.raises(StepbenchError, match=f"^not comparable: {key}: a against b$"):
         compare(old, new)
     comparison = compare(old, replace(new, run=run(**allowing)))
-    assert comparison.pairs[0].figures is not None
+    assert comparison.pairs[0].changes is not None
     told = key != "workload_digest"
     assert (f"with it: {key}: a against b" in side_by_side.terminal(comparison)) == told
 
 
 def test_a_gpus_host_may_have_other_threads():
     old, new = (of(in_environment(device="H200", threads=count)) for count in (16, 32))
-    assert compare(old, new).pairs[0].figures is not None
+    assert compare(old, new).pairs[0].changes is not None
 
 
 def test_one_refused_case_leaves_the_others():
@@ -165,8 +167,8 @@ def test_one_refused_case_leaves_the_others():
 def test_peaks_that_were_read_by_unlike_methods_have_no_ratio():
     other = replace(BASE, memory=replace(BASE.memory, method="CUDA caching allocator"))
     comparison = compare(of(BASE), of(other))
-    assert comparison.pairs[0].figures.memory_ratio is None
-    assert comparison.pairs[0].figures.step_ratio.median == 1.0
+    assert comparison.pairs[0].changes[PEAK_BYTES].ratio is None
+    assert comparison.pairs[0].changes[STEP_S].ratio.median == 1.0
     assert "memory: test tensors against CUDA caching" in side_by_side.markdown(comparison)
 
 
@@ -175,7 +177,7 @@ def test_disturbed_rounds_widen_the_interval_and_are_told():
     times = [[0.1 + 0.01 * number] for number in range(8)]
     loud = [measurement(one, disturbances=["steal"] if one[0] > 0.14 else []) for one in times]
     calm, wide = (compare(of(*quiet), of(*side)).pairs[0] for side in (quiet, loud))
-    assert wide.figures.step_ratio.high > calm.figures.step_ratio.high
+    assert wide.changes[STEP_S].ratio.high > calm.changes[STEP_S].ratio.high
     assert wide.notes == ("disturbed: steal",)
 
 

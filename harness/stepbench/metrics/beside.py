@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from stepbench.metrics.memory import PEAK_BYTES, WORKING_BYTES
@@ -15,20 +14,44 @@ from stepbench.records.run import Round
 from stepbench.stats import measures
 
 
-def over_baseline(metric: Metric[Measurement]) -> Callable[[Round], float | None]:
-    """Reads a metric of the case over the baseline's; None where one is absent or that is 0."""
+def ratio_of(metric: Metric[Measurement], key: str, about: str = "") -> Metric[Round]:
+    """A metric of the case over the baseline's; None where one is absent or the baseline's is 0."""
 
     def ratio(one: Round) -> float | None:
         of_case, of_baseline = metric.read(one.case), metric.read(one.baseline)
         return None if of_case is None or not of_baseline else of_case / of_baseline
 
-    return ratio
+    return Metric(
+        key=key,
+        unit="ratio",
+        better=metric.better,
+        about=about or metric.about,
+        read=ratio,
+        summary=paired,
+    )
+
+
+def of_case(metric: Metric[Measurement]) -> Metric[Round]:
+    """A metric of the case, as the number it is."""
+    return Metric(
+        key=metric.key,
+        unit=metric.unit,
+        better=metric.better,
+        about=metric.about,
+        read=lambda one: metric.read(one.case),
+        summary=paired,
+    )
+
+
+THROUGHPUT_RATIO = ratio_of(
+    ITEMS_PER_S, "throughput_ratio", "Items a second over the baseline's; above 1 is faster."
+)
 
 
 def _speedup(read: Read, result: Result) -> Any:
     """Of a case whose batch has grown: the ratio of throughputs."""
     grown = result.case.batch_factor != 1
-    return paired(over_baseline(ITEMS_PER_S) if grown else read, result)
+    return paired(THROUGHPUT_RATIO.read if grown else read, result)
 
 
 SPEEDUP = Metric[Round](
@@ -60,21 +83,15 @@ CPU_SPEEDUP = Metric[Round](
     read=_cpu_ratio,
     summary=of_equal_batches(paired),
 )
-MEMORY_RATIO = Metric[Round](
-    key="memory_ratio",
-    unit="ratio",
-    better="lower",
-    about="The peak of a steady step over the baseline's; below 1 needs less.",
-    read=over_baseline(PEAK_BYTES),
-    summary=paired,
+MEMORY_RATIO = ratio_of(
+    PEAK_BYTES,
+    "memory_ratio",
+    "The peak of a steady step over the baseline's; below 1 needs less.",
 )
-WORKING_MEMORY_RATIO = Metric[Round](
-    key="working_memory_ratio",
-    unit="ratio",
-    better="lower",
-    about="The peak beyond parameters and optimizer state over the baseline's.",
-    read=over_baseline(WORKING_BYTES),
-    summary=paired,
+WORKING_MEMORY_RATIO = ratio_of(
+    WORKING_BYTES,
+    "working_memory_ratio",
+    "The peak beyond parameters and optimizer state over the baseline's.",
 )
 LOSS_DIFFERENCE = Metric[Round](
     key="loss_difference",

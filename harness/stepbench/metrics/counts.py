@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from stepbench.metrics.metric import Exact, Metric, Relative
+from stepbench.metrics.metric import Exact, Metric, Relative, Unit
 from stepbench.metrics.result import Result
 from stepbench.metrics.summary import Read, first, of_process
 from stepbench.records.measurement import Counters, Measurement
@@ -120,6 +120,48 @@ ZERO_GRADIENTS = Metric[Measurement](
     read=lambda one: counters.zero_gradients if (counters := _in_float16(one)) else None,
     summary=of_process(_skipped_most),
 )
+
+
+def _counter(
+    key: str, about: str, read: Callable[[Counters], int], unit: Unit = "count"
+) -> Metric[Measurement]:
+    """A count that tells how a technique works: neither more nor less of it is better."""
+    return Metric(
+        key=key, unit=unit, better="neither", about=about, read=lambda one: read(one.counters)
+    )
+
+
+FORWARDS = _counter("forwards", "Micro-batches that went forward.", lambda one: one.forwards)
+UPDATES = _counter("updates", "Optimizer updates.", lambda one: one.updates)
+MATMUL_FLOPS = _counter(
+    "matmul_flops",
+    "Floating-point operations of forward and backward matrix products and attention.",
+    lambda one: sum(one.matmul_flops.values()),
+    unit="FLOP",
+)
+BLOCKS = _counter("blocks", "Repeated blocks in the model.", lambda one: one.blocks)
+RECOMPUTED_BLOCKS = _counter(
+    "recomputed_blocks",
+    "Blocks whose forward ran again during backward, as often as it did.",
+    lambda one: len(one.recomputed_blocks),
+)
+LOADER_PROCESSES = _counter(
+    "loader_processes",
+    "Worker processes that loaded batches.",
+    lambda one: one.loader_processes,
+)
+BATCHES_AHEAD = _counter(
+    "batches_ahead",
+    "Most batches that were under way while a step ran.",
+    lambda one: one.batches_ahead,
+)
+EPOCH_BATCHES = _counter("epoch_batches", "Batches in one epoch.", lambda one: one.epoch_batches)
+
+
+def calls_of(operator: str) -> Metric[Measurement]:
+    """How often one operator was dispatched in a step, by its name, as `aten.mm`."""
+    about = f"Calls of {operator} in one step of the eager program."
+    return _counter(operator, about, lambda one: one.operators.get(operator, 0), unit="calls")
 
 
 def _by_step(values: Sequence[float]) -> dict[str, float]:

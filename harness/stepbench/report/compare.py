@@ -10,10 +10,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stepbench import comparable
 from stepbench.comparable import VERSION, against, not_comparable
 from stepbench.errors import StepbenchError
+from stepbench.metrics.memory import PEAK_BYTES
+from stepbench.metrics.metric import Metric
+from stepbench.metrics.summary import all_known
+from stepbench.metrics.time import STEP_S
 from stepbench.records.case import Case
 from stepbench.records.measurement import Measurement
 from stepbench.records.outcome import Outcome
@@ -26,28 +31,44 @@ SELECTORS = "machine=…, torch=…, commit=…"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figures:
-    """Medians over rounds of both runs, and the new over the old: below 1 is better.
+class Compared:
+    """A metric that is put side by side.
 
-    `memory_ratio` is None where the two peaks were read by unlike methods.
+    `unit` heads its values in tables and `name` its ratio, which JSON has as `ratio_key`.
     """
 
-    old_step_s: float
-    new_step_s: float
-    step_ratio: Estimate
-    old_peak_bytes: float
-    new_peak_bytes: float
-    memory_ratio: Estimate | None
+    metric: Metric[Measurement]
+    unit: str
+    name: str
+    ratio_key: str
+
+
+COMPARED = (
+    Compared(metric=STEP_S, unit="ms", name="time", ratio_key="step_ratio"),
+    Compared(metric=PEAK_BYTES, unit="MiB", name="memory", ratio_key="memory_ratio"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """Medians over the rounds of both runs, None where it was not observed, and new over old.
+
+    `ratio` is None where one is absent, or the two were read by unlike methods.
+    """
+
+    old: float | None
+    new: float | None
+    ratio: Estimate | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """One case of both runs. `figures` is None unless both are `ok` and may be compared."""
+    """One case of both runs. `changes`, by metric, is None unless both are `ok` and comparable."""
 
     case: Case
     old: Outcome
     new: Outcome
-    figures: Figures | None
+    changes: Mapping[Metric[Any], Change] | None
     notes: tuple[str, ...]  # what was refused, by its key; what was disturbed
 
 
@@ -114,8 +135,8 @@ def compare(old: RunFile, new: RunFile, may_differ: frozenset[str] = frozenset()
         raise StepbenchError(
             f"no case in common: {_cases(old)} against {_cases(new)}; measure the same cases"
         )
-    refused = [pair.notes[0] for pair in pairs if pair.old.ok and pair.new.ok and not pair.figures]
-    if refused and not any(pair.figures for pair in pairs):
+    refused = [pair.notes[0] for pair in pairs if pair.old.ok and pair.new.ok and not pair.changes]
+    if refused and not any(pair.changes for pair in pairs):
         raise StepbenchError(not_comparable(refused[0]))
     common = {pair.case for pair in pairs}
     return Comparison(
@@ -173,31 +194,38 @@ def _refuse(old: Run, new: Run, differs: Mapping[str, str], may_differ: frozense
 
 def _pair(old: Record, new: Record, differs: Mapping[str, str]) -> Pair:
     if not (old.outcome.ok and new.outcome.ok):
-        return Pair(case=old.case, old=old.outcome, new=new.outcome, figures=None, notes=())
+        return Pair(case=old.case, old=old.outcome, new=new.outcome, changes=None, notes=())
     ours, theirs = ([one.case for one in measures.judged(record)] for record in (old, new))
     key = comparable.case_difference(ours[0], theirs[0], differs)
     disturbed = dict.fromkeys(measures.disturbances(old) + measures.disturbances(new))
     notes = [key] if key else [f"disturbed: {one}" for one in disturbed]
-    figures = None if key else _figures(ours, theirs, widened=bool(disturbed))
-    if figures and not figures.memory_ratio:
+    changes = None if key else _changes(ours, theirs, widened=bool(disturbed))
+    if changes and not _read_alike(ours, theirs):
         notes.insert(0, against("memory", ours[0].memory.method, theirs[0].memory.method))
     return Pair(
-        case=old.case, old=old.outcome, new=new.outcome, figures=figures, notes=tuple(notes)
+        case=old.case, old=old.outcome, new=new.outcome, changes=changes, notes=tuple(notes)
     )
 
 
-def _figures(old: Sequence[Measurement], new: Sequence[Measurement], *, widened: bool) -> Figures:
-    times = [[measures.step_s(one) for one in side] for side in (old, new)]
-    peaks = [[one.memory.steady_step.allocated_bytes for one in side] for side in (old, new)]
-    alike = old[0].memory.method == new[0].memory.method
-    return Figures(
-        old_step_s=statistics.median(times[0]),
-        new_step_s=statistics.median(times[1]),
-        step_ratio=measures.unpaired_ratio(*times, widened=widened),
-        old_peak_bytes=statistics.median(peaks[0]),
-        new_peak_bytes=statistics.median(peaks[1]),
-        memory_ratio=measures.unpaired_ratio(*peaks, widened=widened) if alike else None,
-    )
+def _read_alike(old: Sequence[Measurement], new: Sequence[Measurement]) -> bool:
+    return old[0].memory.method == new[0].memory.method
+
+
+def _changes(
+    old: Sequence[Measurement], new: Sequence[Measurement], *, widened: bool
+) -> dict[Metric[Any], Change]:
+    changes = {}
+    for metric in (one.metric for one in COMPARED):
+        before, after = (all_known(map(metric.read, side)) for side in (old, new))
+        comparable_ones = metric.unit != "bytes" or _read_alike(old, new)
+        changes[metric] = Change(
+            old=statistics.median(before) if before else None,
+            new=statistics.median(after) if after else None,
+            ratio=measures.unpaired_ratio(before, after, widened=widened)
+            if before and after and comparable_ones
+            else None,
+        )
+    return changes
 
 
 def _along(old: RunFile, new: RunFile) -> tuple[str, ...]:

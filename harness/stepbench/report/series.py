@@ -14,6 +14,9 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
+from stepbench.metrics.memory import SAVED_BYTES
+from stepbench.metrics.summary import all_known
+from stepbench.metrics.time import STEP_S
 from stepbench.records.run import Record
 from stepbench.stats import measures
 from stepbench.store import RunFile
@@ -85,8 +88,10 @@ def _varied(workload: str) -> Iterator[tuple[str, str, int]]:
 def _fitted(workload: str, chosen: str, parameter: str, records: dict[int, Record]) -> Series:
     values = sorted(records)
     each = [[one.case for one in records[value].rounds] for value in values]
-    saved = [statistics.median(one.counters.saved_bytes for one in rounds) for rounds in each]
-    seconds = [statistics.median(map(measures.step_s, rounds)) for rounds in each]
+    saved, seconds = (
+        [statistics.median(all_known(map(metric.read, rounds)) or ()) for rounds in each]
+        for metric in (SAVED_BYTES, STEP_S)
+    )
     return Series(
         workload=workload,
         chosen=chosen,

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tabulate import tabulate
 
+from stepbench.metrics.metric import Metric
 from stepbench.records import machine
 from stepbench.records.case import Case
 from stepbench.records.run import Run
 from stepbench.report import formats
-from stepbench.report.compare import Comparison, Pair
+from stepbench.report.compare import COMPARED, Change, Comparison, Pair
 
 HEADERS = (
-    "case",
-    "outcome",
-    "old ms",
-    "new ms",
-    "time new/old",
-    "old MiB",
-    "new MiB",
-    "memory new/old",
+    *("case", "outcome"),
+    *(
+        header
+        for one in COMPARED
+        for header in (f"old {one.unit}", f"new {one.unit}", f"{one.name} new/old")
+    ),
 )
-ALIGNMENT = ("left", "left", "right", "right", "left", "right", "right", "left")
+ALIGNMENT = ("left", "left", *("right", "right", "left") * len(COMPARED))
 LEGEND = (
     "ms: median step; MiB: peak of a steady step, 1 MiB = 2^20 bytes; new/old: below 1 the new run "
     "is better, [95% interval] from 6 rounds a side on, ~ without one.",
@@ -58,7 +57,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
                 "case": pair.case.to_json(),
                 "old_outcome": pair.old.to_json(),
                 "new_outcome": pair.new.to_json(),
-                "figures": dataclasses.asdict(pair.figures) if pair.figures else None,
+                "figures": _json_figures(pair.changes) if pair.changes else None,
                 "notes": pair.notes,
             }
             for pair in comparison.pairs
@@ -66,6 +65,15 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "only_old": [case.to_json() for case in comparison.only_old],
         "only_new": [case.to_json() for case in comparison.only_new],
     }
+
+
+def _json_figures(changes: Mapping[Metric[Any], Change]) -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    for one in COMPARED:
+        key, change = one.metric.key, changes[one.metric]
+        told |= {f"old_{key}": change.old, f"new_{key}": change.new}
+        told[one.ratio_key] = dataclasses.asdict(change.ratio) if change.ratio else None
+    return told
 
 
 def _captions(comparison: Comparison) -> list[str]:
@@ -106,16 +114,11 @@ def _cells(pair: Pair, notes: dict[str, int], clean: Callable[[str], str]) -> li
     kinds = dict.fromkeys((pair.old.kind, pair.new.kind))
     reasons = [one.reason for one in dict.fromkeys((pair.old, pair.new)) if one.reason]
     marks = [f" [{notes.setdefault(one, len(notes) + 1)}]" for one in (*reasons, *pair.notes)]
-    names = [clean(str(pair.case)), clean(" -> ".join(kinds)) + "".join(marks)]
-    figures = pair.figures
-    if figures is None:
-        return names + [""] * (len(HEADERS) - len(names))
-    return [
-        *names,
-        formats.milliseconds(figures.old_step_s),
-        formats.milliseconds(figures.new_step_s),
-        formats.estimate(figures.step_ratio),
-        formats.mebibytes(figures.old_peak_bytes),
-        formats.mebibytes(figures.new_peak_bytes),
-        formats.estimate(figures.memory_ratio) if figures.memory_ratio else "",
-    ]
+    cells = [clean(str(pair.case)), clean(" -> ".join(kinds)) + "".join(marks)]
+    if pair.changes is None:
+        return cells + [""] * (len(HEADERS) - len(cells))
+    for one in COMPARED:
+        change, show = pair.changes[one.metric], formats.UNITS[one.metric.unit]
+        cells += ["" if side is None else show(side) for side in (change.old, change.new)]
+        cells.append(formats.estimate(change.ratio) if change.ratio else "")
+    return cells

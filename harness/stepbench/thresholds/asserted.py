@@ -3,131 +3,112 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from stepbench.errors import StepbenchError
-from stepbench.records.measurement import Counters, Measurement
-from stepbench.stats import measures
+from stepbench.metrics import counts
+from stepbench.metrics.beside import (
+    MEMORY_RATIO,
+    SPEEDUP,
+    WORKING_MEMORY_RATIO,
+    of_case,
+    ratio_of,
+)
+from stepbench.metrics.memory import SAVED_BYTES
+from stepbench.metrics.metric import Metric
+from stepbench.records.measurement import Measurement
+from stepbench.records.run import Round
 
 Kind = Literal["holds", "fails", "inconclusive", "unsupported"]
 
-# What of `Counters` can be claimed: numbers that repeat exactly.
-COUNTERS = (
-    "forwards",
-    "updates",
-    "flops",
-    "matmul_flops",
-    "operators",
-    "saved_bytes",
-    "blocks",
-    "recomputed_blocks",
-    "recomputed_products",
-    "loader_processes",
-    "batches_ahead",
-    "epoch_batches",
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quantity:
-    """What a claim is about.
-
-    `of` gives its value from a baseline and a case measured beside it. `unit` is "x" for a multiple
-    of the baseline's and empty for a number of its own.
-    """
-
-    name: str
-    unit: Literal["x", ""]
-    of: Callable[[Measurement, Measurement], float]
-
-
-def _speed(baseline: Measurement, case: Measurement) -> float:
-    return measures.step_ratio(baseline, case)
-
-
-def _memory(baseline: Measurement, case: Measurement) -> float:
-    return case.memory.steady_step.allocated_bytes / baseline.memory.steady_step.allocated_bytes
-
-
-def _working_memory(baseline: Measurement, case: Measurement) -> float:
-    return case.memory.working_bytes / baseline.memory.working_bytes
-
-
-SPEED = Quantity(name="speed", unit="x", of=_speed)
-MEMORY = Quantity(name="memory", unit="x", of=_memory)
-WORKING_MEMORY = Quantity(name="working memory", unit="x", of=_working_memory)
-
-
-def counted(counters: Counters, name: str) -> int:
-    """A counter as one number: a mapping's sum, a tuple's length, an operator's calls."""
-    if "." in name:
-        return counters.operators.get(name, 0)
-    value = getattr(counters, name)
-    if isinstance(value, int):
-        return value
-    return len(value) if isinstance(value, tuple) else sum(value.values())
-
-
-def _ratio(counter: str) -> Quantity:
-    def of(baseline: Measurement, case: Measurement) -> float:
-        if not (reference := counted(baseline.counters, counter)):
-            raise StepbenchError(
-                f"{counter} of the baseline is 0, which nothing is a multiple of; claim the number "
-                f"itself: .count({counter!r}, …)"
-            )
-        return counted(case.counters, counter) / reference
-
-    return Quantity(name=_known(counter), unit="x", of=of)
-
-
-def _count(counter: str) -> Quantity:
-    return Quantity(
-        name=_known(counter), unit="", of=lambda _, case: counted(case.counters, counter)
+# What can be claimed by its key: numbers that repeat exactly.
+COUNTERS: Mapping[str, Metric[Measurement]] = {
+    one.key: one
+    for one in (
+        counts.FORWARDS,
+        counts.UPDATES,
+        counts.FLOPS,
+        counts.MATMUL_FLOPS,
+        counts.OPERATORS,
+        SAVED_BYTES,
+        counts.BLOCKS,
+        counts.RECOMPUTED_BLOCKS,
+        counts.RECOMPUTED_PRODUCTS,
+        counts.LOADER_PROCESSES,
+        counts.BATCHES_AHEAD,
+        counts.EPOCH_BATCHES,
     )
+}
 
 
-def _known(counter: str) -> str:
-    if counter not in COUNTERS and "." not in counter:
-        raise StepbenchError(
-            f"{counter!r} is not a counter; there are {', '.join(COUNTERS)}, and every operator by "
-            "its name, as aten.mm"
-        )
-    return counter
+def _counter(name: str) -> Metric[Measurement]:
+    """The metric of that key, or the calls of an operator; StepbenchError where it is neither."""
+    if name in COUNTERS:
+        return COUNTERS[name]
+    if "." in name:
+        return counts.calls_of(name)
+    raise StepbenchError(
+        f"{name!r} is not a counter; there are {', '.join(COUNTERS)}, and every operator by its "
+        "name, as aten.mm"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A quantity of a combination, with the least or the most that it may be, or both."""
+    """A metric of a combination, with the least or the most that it may be, or both.
+
+    `name` is what a person calls the metric.
+    """
 
     combination: str
-    quantity: Quantity
+    name: str
+    metric: Metric[Round]
     at_least: float | None
     at_most: float | None
 
     def __post_init__(self) -> None:
         given = [bound for bound in (self.at_least, self.at_most) if bound is not None]
-        what = f"{self.combination}: {self.quantity.name}"
+        what = f"{self.combination}: {self.name}"
         if not given:
             raise StepbenchError(f"{what} claims nothing; give at_least=, at_most= or both")
         for name in ("at_least", "at_most"):
             bound = getattr(self, name)
-            none_of_it = name == "at_most" and not self.quantity.unit and bound == 0
+            none_of_it = name == "at_most" and not self.unit and bound == 0
             if bound is not None and not (_is_positive(bound) or none_of_it):
                 raise StepbenchError(
                     f"{what} {name}={bound!r}: a bound is a number above 0, in multiples of the "
                     "baseline's (0.5: half of it)"
-                    if self.quantity.unit
+                    if self.unit
                     else f"{what} {name}={bound!r}: a bound is a number above 0 (at_most may be 0)"
                 )
         if given != sorted(given):
             raise StepbenchError(f"{what}: at_least={given[0]} is more than at_most={given[1]}")
 
     @property
+    def unit(self) -> Literal["x", ""]:
+        """Of its bounds: multiples of the baseline's, or numbers of their own."""
+        return "x" if self.metric.unit == "ratio" else ""
+
+    def of(self, one: Round) -> float:
+        """What is claimed about, in one round.
+
+        Raises:
+            StepbenchError: it is a multiple of what the baseline has none of.
+        """
+        value = self.metric.read(one)
+        if value is None:
+            raise StepbenchError(
+                f"{self.name} of the baseline is 0, which nothing is a multiple of; claim the "
+                f"number itself: .count({self.name!r}, …)"
+            )
+        return value
+
+    @property
     def bounds(self) -> str:
         """`at least 1.5x`, `at most 0.6x`, both, or `exactly 4`."""
-        unit = self.quantity.unit
+        unit = self.unit
         if self.at_least == self.at_most:
             return f"exactly {self.at_least:g}{unit}"
         least = f"at least {self.at_least:g}{unit}" if self.at_least is not None else ""
@@ -164,35 +145,38 @@ class Floor:
 
     def speed(self, *, at_least: float | None = None, at_most: float | None = None) -> Floor:
         """Steps per second, as a multiple of the baseline's: 1.5 is half as fast again."""
-        return self._claim(SPEED, at_least, at_most)
+        return self._claim("speed", SPEEDUP, at_least, at_most)
 
     def memory(self, *, at_least: float | None = None, at_most: float | None = None) -> Floor:
         """Peak bytes that tensors hold in a steady step, as a multiple of the baseline's."""
-        return self._claim(MEMORY, at_least, at_most)
+        return self._claim("memory", MEMORY_RATIO, at_least, at_most)
 
     def working_memory(
         self, *, at_least: float | None = None, at_most: float | None = None
     ) -> Floor:
         """That peak beyond parameters and optimizer state: activations, gradients, temporaries."""
-        return self._claim(WORKING_MEMORY, at_least, at_most)
+        return self._claim("working memory", WORKING_MEMORY_RATIO, at_least, at_most)
 
     def ratio(
         self, counter: str, *, at_least: float | None = None, at_most: float | None = None
     ) -> Floor:
         """A counter of one step (`flops`, `saved_bytes`, `aten.mm`, …), in the baseline's."""
-        return self._claim(_ratio(counter), at_least, at_most)
+        return self._claim(counter, ratio_of(_counter(counter), counter), at_least, at_most)
 
     def count(
         self, counter: str, *, at_least: float | None = None, at_most: float | None = None
     ) -> Floor:
         """A counter of one step as the number it is: 2 `recomputed_blocks`."""
-        return self._claim(_count(counter), at_least, at_most)
+        return self._claim(counter, of_case(_counter(counter)), at_least, at_most)
 
-    def _claim(self, quantity: Quantity, at_least: float | None, at_most: float | None) -> Floor:
+    def _claim(
+        self, name: str, metric: Metric[Round], at_least: float | None, at_most: float | None
+    ) -> Floor:
         self.claims.append(
             Claim(
                 combination=self.combination,
-                quantity=quantity,
+                name=name,
+                metric=metric,
                 at_least=at_least,
                 at_most=at_most,
             )

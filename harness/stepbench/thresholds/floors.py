@@ -14,12 +14,13 @@ from typing import Any, Literal, Protocol
 
 from tabulate import tabulate
 
+from stepbench.metrics.metric import Paired
 from stepbench.records.case import Case
 from stepbench.records.machine import summary
 from stepbench.records.outcome import Outcome
 from stepbench.records.run import Record
 from stepbench.stats import measures
-from stepbench.thresholds.asserted import SPEED, Claim, Kind
+from stepbench.thresholds.asserted import Claim, Kind
 
 
 class Unjudged(Exception):
@@ -73,7 +74,7 @@ class Verdict:
 
     def __str__(self) -> str:
         claim = self.claim
-        told = f"{claim.combination} {claim.quantity.name}"
+        told = f"{claim.combination} {claim.name}"
         if self.figures:
             told += f" {self.figures} over {self.taken_from}"
         told += f", claimed {claim.bounds}"
@@ -90,7 +91,7 @@ def judge(claim: Claim, case: Case, source: Source) -> Verdict:
             record = source.record(case)
             if not record.outcome.ok:
                 return _without_number(claim, record.outcome)
-            if claim.quantity is not SPEED:
+            if not isinstance(claim.metric.gate, Paired):
                 return _by_all_rounds(claim, record)
             verdict = _by_interval(claim, source.speeds(case))
             if verdict.kind != "inconclusive" or not source.measure_more(case):
@@ -106,12 +107,12 @@ def _without_number(claim: Claim, outcome: Outcome) -> Verdict:
 
 
 def _by_all_rounds(claim: Claim, record: Record) -> Verdict:
-    values = [claim.quantity.of(one.baseline, one.case) for one in record.rounds]
+    values = [claim.of(one) for one in record.rounds]
     kind = claim.judged(min(values), max(values))
     return Verdict(
         claim=claim,
         kind=kind,
-        figures=_figures(values, claim.quantity.unit),
+        figures=_figures(values, claim.unit),
         taken_from=_number(len(values), "round"),
         reason="the rounds lie on both sides" if kind == "inconclusive" else "",
     )
@@ -148,7 +149,7 @@ def told(verdicts: Sequence[Verdict], workload: str, source: Source, cases: Sequ
     rows = [
         {
             "combination": one.claim.combination,
-            "claim": one.claim.quantity.name,
+            "claim": one.claim.name,
             "measured": one.figures or "nothing",
             "over": one.taken_from,
             "claimed": one.claim.bounds,

@@ -10,12 +10,13 @@ from typing import Any
 
 from stepbench.comparable import machine_difference, not_comparable, version_difference
 from stepbench.errors import StepbenchError
+from stepbench.metrics.beside import SPEEDUP
+from stepbench.metrics.summary import all_known
 from stepbench.records.case import Case
 from stepbench.records.run import Record, Run
 from stepbench.report import formats
 from stepbench.store import RunFile, read_path
 from stepbench.thresholds.asked import Asked, Elsewhere, named
-from stepbench.thresholds.asserted import SPEED
 from stepbench.thresholds.floors import Speeds, Unjudged
 from stepbench.versions import MEASURE_VERSION
 
@@ -59,7 +60,7 @@ class Stored:
         rounds = self.record(case).rounds
         calm = [one for one in rounds if not (one.case.disturbances or one.baseline.disturbances)]
         return Speeds(
-            ratios=tuple(SPEED.of(one.baseline, one.case) for one in calm),
+            ratios=tuple(all_known(map(SPEEDUP.read, calm)) or ()),
             disturbed=len(rounds) - len(calm),
             called="round",
         )
