@@ -1,4 +1,4 @@
-"""What README shows was run: its commands work, its table is the committed results' own."""
+"""What README and docs show was run: commands work, the table is the committed results' own."""
 
 import re
 import shlex
@@ -18,12 +18,23 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 QUICK = ["--rounds", "1", "--steps", "2"]
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+PAGES = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
+LONGEST_README = 150
+
+
+def blocks(language, *pages):
+    """The code blocks of a language, in README and all of docs or in the pages named."""
+    texts = [PAGES[name] for name in pages] if pages else [README, *PAGES.values()]
+    return [
+        block
+        for text in texts
+        for block in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    ]
 
 
 def commands(program):
-    lines = [line for block in blocks("console") for line in block.splitlines()]
+    """Each command of a program that a page shows, once."""
+    lines = dict.fromkeys(line for block in blocks("console") for line in block.splitlines())
     called = [line[2:].partition("#")[0].strip() for line in lines if line.startswith("$ ")]
     return [line for line in called if line.startswith(program)]
 
@@ -34,15 +45,35 @@ def stepbench(line, cwd, code=0):
     return command.stepbench(*arguments, cwd=cwd, code=code).stdout
 
 
+def test_the_first_page_is_short():
+    assert len(README.splitlines()) <= LONGEST_README
+
+
+def table(text):
+    """The rows of a Markdown table, by its first column, each by the headings."""
+    lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| ")]
+    [headings, *rows] = [[cell.strip() for cell in line] for line in lines]
+    return {row[0]: dict(zip(headings, row, strict=True)) for row in rows}
+
+
 def test_the_table_is_what_report_prints_of_the_committed_results():
-    first_screen = README.partition("```")[0]
-    shown = [line for line in first_screen.splitlines() if re.match(r"\| (?!combination)", line)]
+    shown = table(README.partition("```")[0])
     assert len(shown) >= 10
-    printed = stepbench("stepbench report results --markdown --all", ROOT)
-    for line in shown:
-        assert re.sub(r" +", " ", line) in re.sub(r" +", " ", printed)
     [caption] = [line for line in README.splitlines() if line.startswith("torch ")]
-    assert caption in printed
+    printed = stepbench("stepbench report results --markdown --all", ROOT)
+    _, found, after = printed.partition(caption)
+    assert found
+    whole = table(after[after.index("| combination") :].partition("\n\n")[0])
+    for name, row in shown.items():
+        expected = {key: whole[name][key] for key in row}
+        expected["outcome"] = re.sub(r" \[\d+\]", "", expected["outcome"])
+        assert row == expected
+
+
+def test_links_lead_somewhere():
+    for folder, text in [(ROOT, README), *((ROOT / "docs", text) for text in PAGES.values())]:
+        for link in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (folder / link).exists(), link
 
 
 def test_there_are_commands_to_run():
@@ -55,16 +86,19 @@ def test_there_are_commands_to_run():
     assert set(commands("make")) == {"make bench", "make test"}
 
 
+LENET = blocks("python", "workloads")[0]
+
+
 @pytest.mark.parametrize("line", commands("stepbench run"))
 def test_run_commands(line, tmp_path):
-    (tmp_path / "lenet.py").write_text(blocks("python")[0], encoding="utf-8")
+    (tmp_path / "lenet.py").write_text(LENET, encoding="utf-8")
     small = [] if " -w " in line else ["-w", "gpt-tiny"]
     assert "baseline" in stepbench(" ".join([line, *QUICK, *small]), tmp_path)
 
 
 @pytest.mark.parametrize("line", commands("stepbench gate"))
 def test_gate_commands(line, tmp_path):
-    source = blocks("python")[0]
+    source = LENET
     edited = source.replace(
         "        return self.classifier(self.features(images))\n",
         "        features = self.features(images)\n"
@@ -82,10 +116,11 @@ def test_gate_commands(line, tmp_path):
     without_a_clock = "operators worse: 86 -> 108 (+22)"
     assert without_a_clock in told
     assert without_a_clock in README
+    assert without_a_clock in PAGES["gate"]
 
 
 def test_a_strangers_model_goes_through_every_axis(tmp_path):
-    (tmp_path / "lenet.py").write_text(blocks("python")[0], encoding="utf-8")
+    (tmp_path / "lenet.py").write_text(LENET, encoding="utf-8")
     outcomes = {
         "bf16": "ok",
         "tf32": "unsupported",
@@ -108,14 +143,14 @@ def test_the_shown_technique_is_the_one_that_runs():
         encoding="utf-8"
     )
     squeezed = re.sub(r"\s+", " ", source)
-    for part in blocks("python")[2].split("\n\n\n"):
+    for part in blocks("python", "techniques")[0].split("\n\n\n"):
         assert re.sub(r"\s+", " ", part).strip() in squeezed
 
 
 def test_the_shown_floors_end_as_shown(tmp_path):
     """Judged from records with figures like those shown: how long they measure is not the point."""
     test_file = tmp_path / "test_techniques.py"
-    test_file.write_text(blocks("python")[1], encoding="utf-8")
+    test_file.write_text(blocks("python", "pytest")[0], encoding="utf-8")
     base = measurement([0.048], peak_bytes=100 * MIB)
     figures = {"bf16": (0.044, 83), "ckpt1": (0.06, 66)}
     file = RunFile.create(tmp_path / "results", run())
