@@ -2,10 +2,14 @@
 
 import signal
 
+import torch
+
 from stepbench.measuring.lock import hold_gpus
 
 # A suite that a shell started in the background ignores Ctrl-C, and so would all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# A fork of a process that has computed on several threads hangs where it computes on several, too.
+torch.set_num_threads(1)
 
 
 def pytest_configure(config):

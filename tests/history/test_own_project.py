@@ -15,7 +15,7 @@ from tests.command import stepbench
 from tests.history.conftest import Toy, stored
 from tests.stranger import TRAIN
 
-SLOWER = {"train.py": ("EXTRA = 0", "EXTRA = 500")}
+SLOWER = {"train.py": ("EXTRA = 0", "EXTRA = 2000")}
 HEAVIER = {"train.py": ("torch.zeros(0)", "torch.zeros(2**22)")}
 STEP_S, PEAK_BYTES = (f"techniques.Techniques.measure_{name}" for name in ("step_s", "peak_bytes"))
 

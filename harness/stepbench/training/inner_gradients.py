@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext
 
 from stepbench.training.types import Batch, Loop, Unsupported
 
@@ -35,7 +36,11 @@ def refused(loop: Loop) -> Loop:
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    def refuse(*arguments: Any, **named: Any) -> None:
+    run_backward = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
+
+    def refuse(*arguments: Any, **named: Any) -> Any:
+        if TracingContext.try_get() is not None:  # the compiler derives a graph's backward pass
+            return run_backward(*arguments, **named)
         raise Unsupported(
             "the model takes a gradient inside its forward, after which FSDP2 frees what the rest "
             "of it needs: choose ddp or zero1"
