@@ -170,7 +170,11 @@ def quiet(monkeypatch):
 def test_what_disturbed_a_process_disturbs_its_pair(monkeypatch, machine, quiet):
     met = {"reference": ["other processes used the GPU"], "candidate": ["memory was short"]}
     ring = Ring(side(), side(), machine)
-    monkeypatch.setattr(ring, "measurement", lambda role: measurement(disturbances=met[role]))
+
+    def process(role, plan):
+        return replace(measurement([0.1], disturbances=met[role]), batches=(plan.first_batch,))
+
+    monkeypatch.setattr(ring, "measurement", process)
     pair = ring.pair("whole processes", "candidate first")
     assert pair.disturbances == ("memory was short", "other processes used the GPU")
 

@@ -9,7 +9,7 @@ from stepbench.measuring import measure as measure_module
 from stepbench.measuring import window
 from stepbench.measuring.measure import measure
 from stepbench.measuring.settings import Settings
-from stepbench.measuring.window_plan import PARITY_STEPS, WindowPlan, first_plan
+from stepbench.measuring.window_plan import PARITY_STEPS, WindowPlan, by_one_plan, first_plan
 from stepbench.records.case import Case
 from stepbench.stats import measures
 from stepbench.training import build as build_module
@@ -225,3 +225,22 @@ def test_of_a_side_that_fits_fewer_steps_the_common_ones_are_compared(accum2, wa
         == second.baseline.batches
         == tuple(range(PARITY_STEPS + 7, PARITY_STEPS + 12))
     )
+
+
+def test_who_warmed_up_less_is_measured_again_on_the_others_batches():
+    asked = []
+
+    def timed(begun):
+        return replace(measurement([0.1] * 4), batches=tuple(range(begun, begun + 4)))
+
+    def first(plan):
+        asked.append(plan)
+        return timed(plan.first_batch)
+
+    def second(plan):
+        return timed(15)  # beyond the first one's window
+
+    plan = WindowPlan(first_batch=10, warmup_steps=2, least_steps=4, most_steps=4)
+    one, other = by_one_plan(first, second, plan)
+    assert one.batches == other.batches == (15, 16, 17, 18)
+    assert [(one.warmup_steps, one.agreed) for one in asked] == [(2, False), (7, True)]

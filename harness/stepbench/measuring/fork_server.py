@@ -25,6 +25,7 @@ from stepbench.measuring.preload import preload
 from stepbench.measuring.process import Ended, in_child, one_line
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.sources import PROJECT_TREE, mixed_module
+from stepbench.measuring.window_plan import WindowPlan
 from stepbench.records.case import Case
 from stepbench.records.outcome import Outcome
 from stepbench.server import Server, ServerDied, Start, forked, interpreter, serve, served
@@ -67,13 +68,21 @@ class ForkServer(Server):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def begin(self, work: Work, case: Case, settings: Settings, channel: int | None = None) -> None:
-        """Start a fresh process of a case: `measure`, or `play` on the socket `channel`."""
+    def begin(
+        self,
+        work: Work,
+        case: Case,
+        settings: Settings,
+        channel: int | None = None,
+        plan: WindowPlan | None = None,
+    ) -> None:
+        """Start a case's fresh process: `measure` by a plan, or `play` on the socket `channel`."""
         request = {
             "work": work,
             "case": case.to_json(),
             "settings": settings.to_json(),
             "machine": self._machine,
+            "plan": plan.to_json() if plan else None,
         }
         self.send(request, channel)
 
@@ -134,7 +143,9 @@ def _answered(control: connection.Connection, request: Mapping[str, Any]) -> End
     try:
         load(case.workload)  # imported here, so that no fresh process pays for it
         if channel is None:
-            answer = {"measurement": measure_process(case, settings, request["machine"]).to_json()}
+            plan = WindowPlan.from_json(request["plan"]) if request["plan"] else None
+            measurement = measure_process(case, settings, request["machine"], plan)
+            answer = {"measurement": measurement.to_json()}
             return Ended(answer=answer, death=None, wall_s=time.perf_counter() - began)
         preload(imports(case.combination))
         with cold_caches():

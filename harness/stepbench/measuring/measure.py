@@ -11,7 +11,7 @@ from stepbench.measuring import beside, repeat
 from stepbench.measuring.ranks import guilty, merged
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.team import crowded, run_ranks, too_few_cores, too_few_devices
-from stepbench.measuring.window_plan import WindowPlan, first_plan
+from stepbench.measuring.window_plan import WindowPlan, by_one_plan, first_plan
 from stepbench.records.case import Case
 from stepbench.records.evidence import Repetition
 from stepbench.records.machine import device_type
@@ -139,11 +139,11 @@ def _round(
     sides = {"case": _case_process, "baseline": _baseline_process}
     names = ("case", "baseline") if order == "case first" else ("baseline", "case")
     first, second = (sides[name] for name in names)
-    one = first(case, settings, plan, device)
-    plan = plan.beside(one)
-    other = second(case, settings, plan, device)
-    if other.batches[0] > plan.first_batch:
-        one = first(case, settings, replace(plan.beside(other), agreed=True), device)
+    one, other = by_one_plan(
+        lambda plan: first(case, settings, plan, device),
+        lambda plan: second(case, settings, plan, device),
+        plan,
+    )
     return Round(order=order, **dict(zip(names, (one, other), strict=True)))
 
 

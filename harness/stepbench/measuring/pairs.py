@@ -27,7 +27,7 @@ from stepbench.measuring.probes.device import DeviceSampler, disturbances
 from stepbench.measuring.probes.surroundings import HostLoad
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.window import STEADY, WARMUP_CAP
-from stepbench.measuring.window_plan import WARMUP_FLOOR
+from stepbench.measuring.window_plan import WARMUP_FLOOR, WindowPlan, by_one_plan, first_plan
 from stepbench.records.case import Case
 from stepbench.records.machine import device_type
 from stepbench.records.measurement import Measurement
@@ -137,13 +137,13 @@ class Ring:
         for role, case in zip(_roles("reference first"), (reference, candidate), strict=True):
             self._sides[role] = replace(self._sides[role], case=case)
 
-    def measurement(self, role: Role) -> Measurement:
+    def measurement(self, role: Role, plan: WindowPlan | None = None) -> Measurement:
         """What one fresh process of a side measured: time, memory, counters.
 
         Raises:
             PairFailed: it gave no number, or one that would be wrong.
         """
-        return measured(role, self._forges[role], self._sides[role].case, self.settings)
+        return measured(role, self._forges[role], self._sides[role].case, self.settings, plan)
 
     def pair(self, method: Method, order: Order) -> Pair:
         """Measure one pair.
@@ -154,12 +154,23 @@ class Ring:
         if method == "ping-pong":
             return self._ping_pong(order)
         before = HostLoad.read([os.getpid()])
-        both = {role: self.measurement(role) for role in _roles(order)}
+        both = self._by_one_plan(*_roles(order))
         blocks = {role: (_same_batches(one, both.values()),) for role, one in both.items()}
         loaders = max(one.counters.loader_processes for one in both.values())
         busy = loaders + max(self._busy(side.case) for side in self._sides.values())
         met = [line for one in both.values() for line in one.disturbances]
         return self._measured("whole processes", order, blocks, before, busy, met)
+
+    def _by_one_plan(self, first: Role, second: Role) -> dict[Role, Measurement]:
+        """A fresh process of each side; both time the same batches equally warm."""
+        plans = [first_plan(side.case, self.settings) for side in self._sides.values()]
+        plan = max(plans, key=lambda one: one.first_batch)  # of who loads ahead more
+        one, other = by_one_plan(
+            lambda plan: self.measurement(first, plan),
+            lambda plan: self.measurement(second, plan),
+            plan,
+        )
+        return {first: one, second: other}
 
     def _player(self, role: Role) -> _Player:
         return _Player(role, self._sides[role].case, self._forges[role], self.settings)
@@ -241,13 +252,19 @@ def _same_batches(one: Measurement, both: Iterable[Measurement]) -> Block:
     )
 
 
-def measured(role: Role, forge: ForkServer, case: Case, settings: Settings) -> Measurement:
+def measured(
+    role: Role,
+    forge: ForkServer,
+    case: Case,
+    settings: Settings,
+    plan: WindowPlan | None = None,
+) -> Measurement:
     """What one fresh process of a forge measured of a case; `role` is for what goes wrong.
 
     Raises:
         PairFailed: it gave no number, or one that would be wrong.
     """
-    forge.begin("measure", case, settings)
+    forge.begin("measure", case, settings, plan=plan)
     return Measurement.from_json(_answer(role, forge, settings)["measurement"])
 
 

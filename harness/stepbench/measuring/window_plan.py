@@ -6,7 +6,7 @@ of the first epoch; what lies between them and the warm-up is skipped without be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from stepbench.measuring.probes.parity import DRIFT_STEPS, SAME_PARAMETER_STEPS
@@ -100,3 +100,20 @@ def first_plan(case: Case, settings: Settings) -> WindowPlan:
         least_steps=least,
         most_steps=max(least, settings.max_steps),
     )
+
+
+def by_one_plan(
+    first: Callable[[WindowPlan], Measurement],
+    second: Callable[[WindowPlan], Measurement],
+    plan: WindowPlan,
+) -> tuple[Measurement, Measurement]:
+    """Both processes, which time the same batches equally warm.
+
+    The first one is measured again where the second had to warm up longer.
+    """
+    one = first(plan)
+    plan = plan.beside(one)
+    other = second(plan)
+    if other.batches[0] > plan.first_batch:
+        one = first(replace(plan.beside(other), agreed=True))
+    return one, other
