@@ -47,7 +47,9 @@ def test_the_page_is_made_of_the_journal(file):
     assert file.with_name("README.md").read_text(encoding="utf-8") == table.page(file)
 
 
-@pytest.mark.parametrize("shown", {*EXPLAINED.values()}, ids=lambda shown: shown.__name__)
+@pytest.mark.parametrize(
+    "shown", dict.fromkeys(EXPLAINED.values()), ids=lambda shown: shown.__name__
+)
 def test_a_plain_loop_shows_it_too(shown):
     difference, allowed = shown()
     assert difference > allowed
