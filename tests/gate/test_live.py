@@ -19,8 +19,8 @@ class Answers:
         self.speeds, self.disturbances, self.ends = speeds, list(disturbances), ends
         self.asked = []
 
-    def ask(self, errand, *arguments):
-        match errand:
+    def ask(self, handler, *arguments):
+        match handler:
             case "machine":
                 return MACHINE
             case "record":

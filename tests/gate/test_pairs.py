@@ -17,7 +17,14 @@ import pytest
 
 from stepbench.errors import StepbenchError
 from stepbench.measuring import pairs
-from stepbench.measuring.pairs import BLOCKS, PairFailed, Ring, alternate, method_for, order_of
+from stepbench.measuring.pairs import (
+    BLOCKS,
+    PairedRunner,
+    PairFailed,
+    alternate,
+    method_for,
+    order_of,
+)
 from stepbench.measuring.probes.surroundings import HostLoad
 from stepbench.measuring.window import WARMUP_CAP
 from stepbench.records.measurement import DeviceState
@@ -139,9 +146,9 @@ def test_both_methods_on_real_processes(monkeypatch, machine, no_orphans):
 
     measured_of = pairs.measured
     monkeypatch.setattr(pairs, "measured", remembered)
-    with Ring(side(), side("accum2"), machine, settings) as ring:
-        turns = ring.pair("ping-pong", "candidate first")
-        whole = ring.pair("whole processes", "reference first")
+    with PairedRunner(side(), side("accum2"), machine, settings) as runner:
+        turns = runner.pair("ping-pong", "candidate first")
+        whole = runner.pair("whole processes", "reference first")
     assert {role: one.counters.forwards for role, one in measured.items()} == {
         "reference": 1,
         "candidate": 2,
@@ -169,13 +176,13 @@ def quiet(monkeypatch):
 
 def test_what_disturbed_a_process_disturbs_its_pair(monkeypatch, machine, quiet):
     met = {"reference": ["other processes used the GPU"], "candidate": ["memory was short"]}
-    ring = Ring(side(), side(), machine)
+    runner = PairedRunner(side(), side(), machine)
 
     def process(role, plan):
         return replace(measurement([0.1], disturbances=met[role]), batches=(plan.first_batch,))
 
-    monkeypatch.setattr(ring, "measurement", process)
-    pair = ring.pair("whole processes", "candidate first")
+    monkeypatch.setattr(runner, "measurement", process)
+    pair = runner.pair("whole processes", "candidate first")
     assert pair.disturbances == ("memory was short", "other processes used the GPU")
 
 
@@ -186,9 +193,9 @@ def test_whole_processes_are_compared_on_the_batches_that_both_have_timed(
         "reference": replace(measurement([1.0, 2.0, 3.0]), batches=(7, 8, 9)),
         "candidate": replace(measurement([20.0, 30.0, 40.0]), batches=(8, 9, 10)),
     }
-    ring = Ring(side(), side(), machine)
-    monkeypatch.setattr(ring, "measurement", timed.get)
-    pair = ring.pair("whole processes", "reference first")
+    runner = PairedRunner(side(), side(), machine)
+    monkeypatch.setattr(runner, "measurement", timed.get)
+    pair = runner.pair("whole processes", "reference first")
     assert pair.reference == (Block(step_s=(2.0, 3.0), cpu_s=(2.0, 3.0)),)
     assert pair.candidate == (Block(step_s=(20.0, 30.0), cpu_s=(20.0, 30.0)),)
 
@@ -217,12 +224,15 @@ def test_a_gpu_is_looked_at_while_blocks_run(monkeypatch, machine, quiet, no_orp
             )
 
     monkeypatch.setattr(pairs, "DeviceSampler", Sampler)
-    with Ring(side(), side(), machine, QUICK) as ring:
-        assert ring.pair("ping-pong", "reference first").disturbances == ()
-        ring.machine = {**machine, "gpus": [{"name": "a GPU"}]}  # its forges measure on the CPU
-        pair = ring.pair("ping-pong", "reference first")
+    with PairedRunner(side(), side(), machine, QUICK) as runner:
+        assert runner.pair("ping-pong", "reference first").disturbances == ()
+        runner.machine = {
+            **machine,
+            "gpus": [{"name": "a GPU"}],
+        }  # its processes measure on the CPU
+        pair = runner.pair("ping-pong", "reference first")
     assert len(driver.looks) == 2 * BLOCKS
-    assert len(driver.own) >= 4  # two forges, and a player each
+    assert len(driver.own) >= 4  # two fork servers, and a worker each
     assert pair.disturbances == (
         "the GPU's clock was held down: thermal slowdown by hardware",
         "other processes used the GPU",
@@ -262,21 +272,23 @@ def test_a_side_that_ends_is_told_by_its_role(
     monkeypatch, machine, no_orphans, fault, deadline_s, told
 ):
     planted(monkeypatch, fault)
-    with Ring(side(), side("accum2"), machine, replace(QUICK, deadline_s=deadline_s)) as ring:
+    with PairedRunner(
+        side(), side("accum2"), machine, replace(QUICK, deadline_s=deadline_s)
+    ) as runner:
         with pytest.raises(PairFailed, match=told) as failed:
-            ring.pair("ping-pong", "reference first")
+            runner.pair("ping-pong", "reference first")
         assert (failed.value.role, failed.value.outcome.kind) == ("candidate", "failed")
-        ring.settings = QUICK
-        assert ring.measurement("reference").counters.forwards == 1  # the forges live on
+        runner.settings = QUICK
+        assert runner.measurement("reference").counters.forwards == 1  # the fork servers live on
 
 
-def test_a_forge_that_dies_is_a_failure_of_its_side(machine, no_orphans):
+def test_a_fork_server_that_dies_is_a_failure_of_its_side(machine, no_orphans):
     before = set(psutil.Process().children())
-    with Ring(side(), side(), machine, QUICK) as ring:
-        for forge in set(psutil.Process().children()) - before:
-            forge.kill()
+    with PairedRunner(side(), side(), machine, QUICK) as runner:
+        for server in set(psutil.Process().children()) - before:
+            server.kill()
         with pytest.raises(PairFailed, match="fork server died"):
-            ring.pair("ping-pong", "reference first")
+            runner.pair("ping-pong", "reference first")
 
 
 @pytest.fixture
@@ -290,9 +302,9 @@ def test_two_trees_are_two_codes(machine, tree, tmp_path, no_orphans):
     other = shutil.copytree(tree, tmp_path / "other")
     (other / "src/train.py").write_text(TRAIN.replace("EXTRA = 0", "EXTRA = 3"))
     sides = [side(workload="train:workload", tree=str(one)) for one in (tree, other)]
-    with Ring(*sides, machine, QUICK) as ring:
-        old, new = (ring.measurement(role) for role in ("reference", "candidate"))
-        assert ring.pair("ping-pong", "reference first").method == "ping-pong"
+    with PairedRunner(*sides, machine, QUICK) as runner:
+        old, new = (runner.measurement(role) for role in ("reference", "candidate"))
+        assert runner.pair("ping-pong", "reference first").method == "ping-pong"
         assert new.counters.operators["aten.mm"] - old.counters.operators["aten.mm"] == 3
     assert "train" not in sys.modules
 
@@ -302,8 +314,11 @@ def test_an_installed_copy_is_no_trees_code(machine, tree, monkeypatch):
     empty = tree / "empty"
     empty.mkdir()
     one = side(workload="train:workload", tree=str(empty))
-    with Ring(one, one, machine, QUICK) as ring, pytest.raises(PairFailed, match="came from"):
-        ring.measurement("reference")
+    with (
+        PairedRunner(one, one, machine, QUICK) as runner,
+        pytest.raises(PairFailed, match="came from"),
+    ):
+        runner.measurement("reference")
 
 
 def test_another_ruler_is_refused_before_anything_is_measured(machine, tmp_path):
@@ -313,7 +328,7 @@ def test_another_ruler_is_refused_before_anything_is_measured(machine, tmp_path)
     core.write_text(ruler)
     with (
         pytest.raises(StepbenchError, match=f"version: 99 .* against {MEASURE_VERSION} here"),
-        Ring(side(), side(tree=str(tmp_path)), machine, QUICK),
+        PairedRunner(side(), side(tree=str(tmp_path)), machine, QUICK),
     ):
         pass
 
@@ -323,7 +338,7 @@ def test_a_tree_that_does_not_start_is_told_in_one_line(machine, tmp_path):
     (tmp_path / "harness/stepbench/__init__.py").touch()
     with (
         pytest.raises(StepbenchError, match="does not start"),
-        Ring(side(), side(tree=str(tmp_path)), machine, QUICK),
+        PairedRunner(side(), side(tree=str(tmp_path)), machine, QUICK),
     ):
         pass
 
@@ -333,7 +348,7 @@ def test_what_stops_the_parent_stops_everything(how, tmp_path):
     program = """
 from dataclasses import replace
 from stepbench.records.case import Case
-from stepbench.measuring.pairs import Ring
+from stepbench.measuring.pairs import PairedRunner
 from stepbench.measuring.sweep import this_machine
 from stepbench.training import build
 from stepbench.records.pair import Side
@@ -341,9 +356,9 @@ import time
 real = build.plain_loop
 build.plain_loop = lambda *given: replace(real(*given), update=lambda: time.sleep(999))
 one = Side(case=Case(workload="gpt-tiny"))
-with Ring(one, one, this_machine()) as ring:
+with PairedRunner(one, one, this_machine()) as runner:
     print("ready", flush=True)
-    ring.pair("ping-pong", "reference first")
+    runner.pair("ping-pong", "reference first")
 """
     running = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT

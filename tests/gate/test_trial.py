@@ -35,8 +35,8 @@ def a_pair(cpu: float, wall: float | None = None, disturbances=(), device="cpu")
     )
 
 
-class Ring:
-    """In place of real forges: pairs from `pairs(index)`, measurements from `measured`."""
+class PairedRunner:
+    """In place of real fork servers: pairs from `pairs(index)`, measurements from `measured`."""
 
     def __init__(self, pairs, measured):
         self.pairs, self.measured, self.asked, self.began = pairs, measured, 0, []
@@ -75,8 +75,8 @@ def judged(
         "reference": reference or measurement(),
         "candidate": candidate or measurement(),
     }
-    ring = Ring(pairs, measured)
-    monkeypatch.setattr(Session, "_start", ring.start)
+    runner = PairedRunner(pairs, measured)
+    monkeypatch.setattr(Session, "_start", runner.start)
     trees = [Tree(folder=None, name=name) for name in ("old", "new")]
     session = Session(*trees, [case(name) for name in cases], MACHINE, terms=terms)
     session.run()
@@ -125,13 +125,15 @@ def test_a_slowdown_is_suspected_in_twenty_and_confirmed_in_twelve(monkeypatch):
 
 
 def test_every_two_pairs_both_interpreters_start_anew_in_balanced_order(monkeypatch):
-    ring = Ring(lambda index: a_pair(0.05 + NOISE[index % 6]), {})
-    monkeypatch.setattr(ring, "measured", dict.fromkeys(("reference", "candidate"), measurement()))
-    monkeypatch.setattr(Session, "_start", ring.start)
+    runner = PairedRunner(lambda index: a_pair(0.05 + NOISE[index % 6]), {})
+    monkeypatch.setattr(
+        runner, "measured", dict.fromkeys(("reference", "candidate"), measurement())
+    )
+    monkeypatch.setattr(Session, "_start", runner.start)
     Session(Tree(folder=None, name="a"), Tree(folder=None, name="b"), [case()], MACHINE).run()
-    assert ring.asked == 32
+    assert runner.asked == 32
     # One start for the counters, 3 for the screen, 7 more to measure, 6 to confirm.
-    assert "".join(ring.began) == "r" + "rcc" + "rrccrrc" + "crrccr"
+    assert "".join(runner.began) == "r" + "rcc" + "rrccrrc" + "crrccr"
 
 
 def test_what_fresh_pairs_do_not_show_is_suspect(monkeypatch):
@@ -319,11 +321,11 @@ def test_no_interpreter_is_started_for_a_case_that_minutes_do_not_reach(monkeypa
         now[0] = 600.0
         return a_pair(NOISE[0])
 
-    ring = Ring(pairs, {"reference": measurement(), "candidate": measurement()})
-    monkeypatch.setattr(Session, "_start", ring.start)
+    runner = PairedRunner(pairs, {"reference": measurement(), "candidate": measurement()})
+    monkeypatch.setattr(Session, "_start", runner.start)
     trees = [Tree(folder=None, name=name) for name in ("old", "new")]
     Session(*trees, [case("bf16"), case("accum2")], MACHINE, terms=Terms(minutes=3)).run()
-    assert len(ring.began) == 2  # to count both cases, and for the first one's pairs
+    assert len(runner.began) == 2  # to count both cases, and for the first one's pairs
 
 
 def test_minutes_that_end_before_a_case_was_counted_leave_it_undecided(monkeypatch):
@@ -364,13 +366,13 @@ def test_advisory_time_is_shown_and_fails_nothing(monkeypatch):
 def test_the_reference_is_asked_once_where_the_candidate_fails(monkeypatch):
     asked = []
 
-    class Asked(Ring):
+    class Asked(PairedRunner):
         def measurement(self, role):
             asked.append(role)
             return super().measurement(role)
 
-    ring = Asked(None, {"reference": measurement(), "candidate": OOM})
-    monkeypatch.setattr(Session, "_start", ring.start)
+    runner = Asked(None, {"reference": measurement(), "candidate": OOM})
+    monkeypatch.setattr(Session, "_start", runner.start)
     lines = []
     trees = [Tree(folder=None, name=name) for name in ("old", "new")]
     session = Session(*trees, [case()], MACHINE, tell=lines.append)
@@ -384,8 +386,8 @@ def test_what_a_person_stops_is_not_called_equal(monkeypatch):
     def pairs(index):
         raise KeyboardInterrupt
 
-    ring = Ring(pairs, {"reference": measurement(), "candidate": measurement()})
-    monkeypatch.setattr(Session, "_start", ring.start)
+    runner = PairedRunner(pairs, {"reference": measurement(), "candidate": measurement()})
+    monkeypatch.setattr(Session, "_start", runner.start)
     trees = [Tree(folder=None, name=name) for name in ("old", "new")]
     session = Session(*trees, [case()], MACHINE)
     with pytest.raises(KeyboardInterrupt):
@@ -406,15 +408,15 @@ def test_one_weak_slowdown_among_many_cases_is_a_false_discovery(monkeypatch):
 
     asked = {}
 
-    class Many(Ring):
+    class Many(PairedRunner):
         def pair(self, method, order):
             name = str(self.case.combination)
             asked[name] = asked.get(name, 0) + 1
             return a_pair(values[asked[name] - 1] if name == "bf16" else NOISE[asked[name] - 1])
 
     cases = [case(name) for name in ("bf16", *(f"accum{n}" for n in range(2, 12)))]
-    ring = Many(None, {"reference": measurement(), "candidate": measurement()})
-    monkeypatch.setattr(Session, "_start", ring.start)
+    runner = Many(None, {"reference": measurement(), "candidate": measurement()})
+    monkeypatch.setattr(Session, "_start", runner.start)
     session = Session(Tree(folder=None, name="a"), Tree(folder=None, name="b"), cases, MACHINE)
     session.run()
     assert {one.verdict for one in session.told().cases} == {"none"}
@@ -425,13 +427,13 @@ def test_counts_that_do_not_repeat_are_invalid(monkeypatch):
     told = iter(range(10))
     other = measurement()
 
-    class Restless(Ring):
+    class Restless(PairedRunner):
         def measurement(self, role):
             flops = 1000 + (next(told) if role == "candidate" else 0)
             return replace(other, counters=replace(other.counters, flops=flops))
 
-    ring = Restless(None, {})
-    monkeypatch.setattr(Session, "_start", ring.start)
+    runner = Restless(None, {})
+    monkeypatch.setattr(Session, "_start", runner.start)
     session = Session(Tree(folder=None, name="a"), Tree(folder=None, name="b"), [case()], MACHINE)
     session.run()
     assert only(session.told()).candidate.kind == "invalid"

@@ -8,7 +8,7 @@ import torch
 from stepbench.errors import StepbenchError
 from stepbench.measuring import subject
 from stepbench.measuring.measure import measure
-from stepbench.measuring.pairs import PairFailed, Ring
+from stepbench.measuring.pairs import PairedRunner, PairFailed
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.sweep import open_sweep
 from stepbench.metrics.beside import LOSS_DIFFERENCE
@@ -108,8 +108,11 @@ def test_both_sides_of_a_pair_run_on_the_threads_of_the_settings(machine, monkey
         return real(subject)
 
     monkeypatch.setattr(subject.Subject, "prepare", prepare)
-    with Ring(side, side, machine, TWO) as ring:
-        assert {of(ring.measurement(role)) for role in ("reference", "candidate")} == {(2, 2, 2)}
-        assert ring.pair("ping-pong", "reference first").reference
-    with Ring(side, side, machine, QUICK) as ring, pytest.raises(PairFailed, match="other threads"):
-        ring.pair("ping-pong", "reference first")
+    with PairedRunner(side, side, machine, TWO) as runner:
+        assert {of(runner.measurement(role)) for role in ("reference", "candidate")} == {(2, 2, 2)}
+        assert runner.pair("ping-pong", "reference first").reference
+    with (
+        PairedRunner(side, side, machine, QUICK) as runner,
+        pytest.raises(PairFailed, match="other threads"),
+    ):
+        runner.pair("ping-pong", "reference first")

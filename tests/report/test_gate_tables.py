@@ -120,7 +120,7 @@ def test_the_terminal_tells_verdict_amount_and_why():
     row = next(line for line in text.splitlines() if line.startswith("gpt-1m@batch=8 bf16 "))
     assert "operators +1, steady peak -1.00 MiB" in row
     assert "CPU time +4.8%, p 0.0002" in row
-    assert "4 ping-pong, 1 disturbed" in row
+    assert "4 interleaved pairs, 1 disturbed" in row
     assert "none; +2.1% would have been seen" in text
     assert "  operators worse: 1,000 -> 1,001 (+1)\n    aten.mm: 10 -> 11 (+1)" in text
     assert "  steady peak better: 3.00 MiB -> 2.00 MiB (-1.00 MiB)" in text

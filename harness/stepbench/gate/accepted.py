@@ -67,11 +67,11 @@ def tallied(
 ) -> dict[Case, Tally | Outcome]:
     """Each case's tally in a tree's code, or why it has none."""
     found: dict[Case, Tally | Outcome] = {}
-    with ForkServer(str(tree.folder), machine) as forge:
+    with ForkServer(str(tree.folder), machine) as forks:
         for case in cases:
             tell(f"{case}: counting")
             try:
-                processes = [measured("candidate", forge, case, settings) for _ in range(PROCESSES)]
+                processes = [measured("candidate", forks, case, settings) for _ in range(PROCESSES)]
                 found[case] = tally(processes)
             except PairFailed as failed:
                 found[case] = failed.outcome

@@ -76,7 +76,7 @@ def _spelled(asked: Asked) -> str:
 def compare(asked: Asked, cases: Sequence[Case], tell: Tell, show: Show) -> int:
     """Compare both sides, show the result, and return the exit code.
 
-    What was measured is shown too where a person or a forge that does not start ends it.
+    What was measured is shown too where a person or a fork server that does not start ends it.
     """
     project = Project.at(asked.folder)
     base = project.commit(asked.base) if asked.base else project.merge_base()

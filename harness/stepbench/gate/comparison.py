@@ -12,11 +12,11 @@ import numpy as np
 from stepbench import comparable
 from stepbench.errors import StepbenchError
 from stepbench.gate.counters import PROCESSES, compared, differences, tally
-from stepbench.measuring.pairs import PairFailed, Ring, Role, method_for, order_of
+from stepbench.measuring.pairs import PairedRunner, PairFailed, Role, method_for, order_of
 from stepbench.records.case import Case
 from stepbench.records.measurement import Measurement
 from stepbench.records.outcome import Outcome
-from stepbench.records.pair import Figure, Method, Order, Pair
+from stepbench.records.pair import INTERLEAVED, Figure, Method, Order, Pair
 from stepbench.records.verdict import (
     CaseVerdict,
     Difference,
@@ -39,7 +39,7 @@ from stepbench.stats.rule import (
 
 STOPPED = "the gate was stopped before"
 # Starts both sides' interpreters, the named one first; a context that ends them.
-Start = Callable[[Order], AbstractContextManager[Ring]]
+Start = Callable[[Order], AbstractContextManager[PairedRunner]]
 
 
 class Trial:
@@ -80,21 +80,21 @@ class Trial:
         """The log-ratio that a slowdown has to reach; less where counts or bytes explain it."""
         explained = any(one.unit != "value" for one in self._differences)
         least = rule.MINIMUM_EFFECT if explained else rule.UNEXPLAINED_EFFECT
-        return math.log1p(least[self._method or "ping-pong"])
+        return math.log1p(least[self._method or INTERLEAVED])
 
-    def count(self, ring: Ring, tell: Callable[[str], None] = lambda line: None) -> None:
+    def count(self, runner: PairedRunner, tell: Callable[[str], None] = lambda line: None) -> None:
         """Tally both sides, and say by which method their time can be compared.
 
         The candidate comes first: where it gives no number that is told at once, and one process
         answers what is left to ask, whether the reference gives one.
         """
-        ring.turn_to(self.case, self.case)
+        runner.turn_to(self.case, self.case)
         measured: dict[Role, list[Measurement]] = {}
         tallies: dict[Role, Tally] = {}
         processes = PROCESSES
         for role in ("candidate", "reference"):
             try:
-                measured[role] = [ring.measurement(role) for _ in range(processes)]
+                measured[role] = [runner.measurement(role) for _ in range(processes)]
                 tallies[role] = tally(measured[role])
                 self._outcomes[role] = Outcome(kind="ok")
             except PairFailed as failed:
@@ -122,12 +122,12 @@ class Trial:
         """
         try:
             while self._wants_more(stage):
-                with start(order_of(len(self._pairs) // PAIRS_A_START)) as ring:
-                    ring.turn_to(self.case, self.case)
+                with start(order_of(len(self._pairs) // PAIRS_A_START)) as runner:
+                    runner.turn_to(self.case, self.case)
                     for _ in range(PAIRS_A_START):
                         if self._wants_more(stage):
                             self._begins(len(self._of(stage)), WANTED[stage])
-                            self._pairs.append((stage, self._one_more(ring)))
+                            self._pairs.append((stage, self._one_more(runner)))
         except PairFailed as failed:
             self._reason = str(failed)
 
@@ -145,9 +145,9 @@ class Trial:
             ]
         return ratios
 
-    def _one_more(self, ring: Ring) -> Pair:
+    def _one_more(self, runner: PairedRunner) -> Pair:
         assert self._method is not None
-        return ring.pair(self._method, order_of(len(self._pairs)))
+        return runner.pair(self._method, order_of(len(self._pairs)))
 
     def _wants_more(self, stage: Stage) -> bool:
         pairs = self._of(stage)

@@ -19,7 +19,7 @@ from stepbench.gate import pins
 from stepbench.gate.comparison import STOPPED, Trial
 from stepbench.gate.pace import Pace
 from stepbench.gate.trees import Tree
-from stepbench.measuring.pairs import Ring
+from stepbench.measuring.pairs import PairedRunner
 from stepbench.measuring.settings import Settings
 from stepbench.records.case import Case
 from stepbench.records.pair import LOG_RATIOS, Figure, Order, Side
@@ -93,11 +93,11 @@ class Session:
             raise
 
     def _count(self) -> None:
-        with self._start() as ring:
+        with self._start() as runner:
             for trial in self._trials:
                 self._in_time()
                 self._tell(f"{trial.case}: counting")
-                trial.count(ring, self._tell)
+                trial.count(runner, self._tell)
         if self._terms.fail_fast and any(one.fails for one in self._verdicts()):
             self._stop(DECIDED)
 
@@ -168,8 +168,8 @@ class Session:
             for index, trial in enumerate(self._trials)
         )
 
-    def _start(self, begins: Order = "reference first") -> Ring:
+    def _start(self, begins: Order = "reference first") -> PairedRunner:
         """Both sides' interpreters, started anew: what one's memory favours is not there again."""
         case = self._trials[0].case
         old, new = (Side(case=case, tree=str(tree.folder)) for tree in self._trees)
-        return Ring(old, new, self._machine, self._settings, begins)
+        return PairedRunner(old, new, self._machine, self._settings, begins)

@@ -1,12 +1,14 @@
 """Pairs of fresh processes, both sides beside each other, so that both meet the same machine.
 
-*Ping-pong*: both processes alive and built; they take turns in blocks of steps under this process'
-command, at the same steps on the same batches. On a busy 2-core machine that cut the spread of a
-pair from 13.9% (whole processes) to 2.6%. More pairs sharpen the estimate; more steps a pair hardly
-do. *Whole processes* alternate A B B A where ping-pong is not to be had (`method_for`).
+*Interleaved pairs*: both processes are alive and built, and take turns in blocks of steps under
+this process' command, at the same steps on the same batches. On a busy 2-core machine that cut the
+spread of a pair from 13.9% (whole processes) to 2.6%. More pairs sharpen the estimate; more steps a
+pair hardly do. *Whole processes* alternate A B B A where pairs cannot be interleaved
+(`method_for`).
 
-What one forge forks shares one layout of addresses, good or bad luck for all of its processes: a
-ring gives two pairs, and then new forges are started (`gate.comparison`).
+The processes of one fork server share one layout of addresses, which may be good or bad luck for
+all of them. A paired runner therefore gives two pairs, and then new fork servers are started
+(`gate.comparison`).
 """
 
 from __future__ import annotations
@@ -32,12 +34,12 @@ from stepbench.records.case import Case
 from stepbench.records.machine import device_type
 from stepbench.records.measurement import Measurement
 from stepbench.records.outcome import Outcome
-from stepbench.records.pair import Block, Method, Order, Pair, Side
+from stepbench.records.pair import INTERLEAVED, WHOLE, Block, Method, Order, Pair, Side
 from stepbench.stats.measures import counted_steps
 from stepbench.stats.noise import first_begins, tolerated_cores
 
-# Blocks a side in a ping-pong pair. A side whose block follows its own is warm, by 3% to 6% of CPU
-# time; with an odd number of blocks both sides are that equally often.
+# Blocks a side in an interleaved pair. A side whose block follows its own is warm, by 3% to 6% of
+# CPU time; with an odd number of blocks both sides are that equally often.
 BLOCKS = 7
 # A block lasts about this long, in at least so many and at most so many steps.
 BLOCK_S, LEAST_STEPS, MOST_STEPS = 0.15, 4, 33
@@ -45,7 +47,7 @@ BLOCK_S, LEAST_STEPS, MOST_STEPS = 0.15, 4, 33
 DEVICE_SHARE = 0.45
 
 Role = Literal["reference", "candidate"]
-# Beyond a process' own deadline: its forge kills it and tells.
+# What a fork server has beyond the deadline of a process, to kill it and tell its end.
 TELL_S = 30.0
 
 
@@ -76,19 +78,19 @@ def alternate(
 def method_for(
     reference: Measurement, candidate: Measurement, *, ranks: int, machine: Mapping[str, Any]
 ) -> Method:
-    """Ping-pong for one process without loader workers; on a GPU only where both fit there.
+    """Interleaved for one process without loader workers; on a GPU only where both fit there.
 
-    Workers would load for one side while the other is timed, ranks would have to wait together. The
-    case decides, and no measured time does: noise must not choose the method.
+    Workers would load for one side while the other is timed, and ranks would have to wait together.
+    The case decides and no measured time does: noise must not choose the method.
     """
     both = (reference, candidate)
     if ranks > 1 or any(one.counters.loader_processes or one.counters.group_ranks for one in both):
-        return "whole processes"
+        return WHOLE
     if device_type(machine) == "cuda":
         room_bytes = DEVICE_SHARE * min(gpu["memory_bytes"] for gpu in machine["gpus"])
         if any(_device_bytes(one) > room_bytes for one in both):
-            return "whole processes"
-    return "ping-pong"
+            return WHOLE
+    return INTERLEAVED
 
 
 def _device_bytes(one: Measurement) -> int:
@@ -96,13 +98,13 @@ def _device_bytes(one: Measurement) -> int:
     return max(peak.process_bytes or peak.reserved_bytes or peak.allocated_bytes for peak in peaks)
 
 
-class Ring:
-    """Both sides' forges, and pairs of fresh processes from them; a context that ends them all.
+class PairedRunner:
+    """Both sides' fork servers, and pairs of fresh processes from them; a context that ends all.
 
-    `begins` is the side whose forge is started first.
+    `begins` is the side whose fork server is started first.
 
     Raises:
-        StepbenchError: a side's code does not start, or is measured by another ruler.
+        StepbenchError: a side's code does not start, or has another measurement version.
     """
 
     def __init__(
@@ -117,15 +119,15 @@ class Ring:
         sides: dict[Role, Side] = {"reference": reference, "candidate": candidate}
         self._sides = {role: sides[role] for role in _roles(begins)}
         self._stack = ExitStack()
-        self._forges: dict[Role, ForkServer] = {}
+        self._servers: dict[Role, ForkServer] = {}
 
-    def __enter__(self) -> Ring:
+    def __enter__(self) -> PairedRunner:
         with ExitStack() as stack:  # ends what has started where the rest does not
             for role, side in self._sides.items():
-                self._forges[role] = ForkServer(side.tree, self.machine)
-                stack.callback(self._forges[role].close)
-            for forge in self._forges.values():  # both import at once
-                forge.__enter__()
+                self._servers[role] = ForkServer(side.tree, self.machine)
+                stack.callback(self._servers[role].close)
+            for server in self._servers.values():  # both import at once
+                server.__enter__()
             self._stack = stack.pop_all()
         return self
 
@@ -143,7 +145,7 @@ class Ring:
         Raises:
             PairFailed: it gave no number, or one that would be wrong.
         """
-        return measured(role, self._forges[role], self._sides[role].case, self.settings, plan)
+        return measured(role, self._servers[role], self._sides[role].case, self.settings, plan)
 
     def pair(self, method: Method, order: Order) -> Pair:
         """Measure one pair.
@@ -151,15 +153,15 @@ class Ring:
         Raises:
             PairFailed: one side gave no number.
         """
-        if method == "ping-pong":
-            return self._ping_pong(order)
+        if method == INTERLEAVED:
+            return self._interleaved(order)
         before = HostLoad.read([os.getpid()])
         both = self._by_one_plan(*_roles(order))
         blocks = {role: (_same_batches(one, both.values()),) for role, one in both.items()}
         loaders = max(one.counters.loader_processes for one in both.values())
         busy = loaders + max(self._busy(side.case) for side in self._sides.values())
         met = [line for one in both.values() for line in one.disturbances]
-        return self._measured("whole processes", order, blocks, before, busy, met)
+        return self._measured(WHOLE, order, blocks, before, busy, met)
 
     def _by_one_plan(self, first: Role, second: Role) -> dict[Role, Measurement]:
         """A fresh process of each side; both time the same batches equally warm."""
@@ -172,28 +174,28 @@ class Ring:
         )
         return {first: one, second: other}
 
-    def _player(self, role: Role) -> _Player:
-        return _Player(role, self._sides[role].case, self._forges[role], self.settings)
+    def _worker(self, role: Role) -> _PairedWorker:
+        return _PairedWorker(role, self._sides[role].case, self._servers[role], self.settings)
 
-    def _ping_pong(self, order: Order) -> Pair:
+    def _interleaved(self, order: Order) -> Pair:
         samplers = [DeviceSampler(0)] if device_type(self.machine) == "cuda" else []
         with ExitStack() as stack:
             # Who is there first gets the better memory: that too is taken in turns.
-            players = {role: stack.enter_context(self._player(role)) for role in _roles(order)}
-            steps = min(MOST_STEPS, max(LEAST_STEPS, round(BLOCK_S / _warm_up(players))))
+            workers = {role: stack.enter_context(self._worker(role)) for role in _roles(order)}
+            steps = min(MOST_STEPS, max(LEAST_STEPS, round(BLOCK_S / _warm_up(workers))))
             before, began_s = HostLoad.read([os.getpid()]), time.monotonic()
             ours, theirs = alternate(
-                lambda: players["reference"].block(steps, samplers),
-                lambda: players["candidate"].block(steps, samplers),
+                lambda: workers["reference"].block(steps, samplers),
+                lambda: workers["candidate"].block(steps, samplers),
                 blocks=BLOCKS,
                 begins=order,
             )
             blocks: dict[Role, tuple[Block, ...]] = {"reference": ours, "candidate": theirs}
-            # Both players are below this process, as long as they live.
+            # Both workers are below this process, as long as they live.
             states = [one.between(began_s, time.monotonic(), [os.getpid()]) for one in samplers]
             met = [line for state in states for line in disturbances(state)]
             busy = max(self._busy(side.case) for side in self._sides.values())
-            return self._measured("ping-pong", order, blocks, before, busy, met)
+            return self._measured(INTERLEAVED, order, blocks, before, busy, met)
 
     def _busy(self, case: Case) -> int:
         """Processors that a side keeps busy while it is timed."""
@@ -228,16 +230,16 @@ class Ring:
         )
 
 
-def _warm_up(players: Mapping[Role, _Player]) -> float:
+def _warm_up(workers: Mapping[Role, _PairedWorker]) -> float:
     """Run equally many steps on both sides in turn, until both are steady; a warm step's seconds.
 
     A side is steady when a step is no slower than its fastest so far.
     """
-    fastest_s = dict.fromkeys(players, math.inf)
+    fastest_s = dict.fromkeys(workers, math.inf)
     for index in range(WARMUP_CAP):
-        took_s = {role: player.block(1, ()).step_s[0] for role, player in players.items()}
-        steady = all(took_s[role] <= STEADY * fastest_s[role] for role in players)
-        fastest_s = {role: min(fastest_s[role], took_s[role]) for role in players}
+        took_s = {role: worker.block(1, ()).step_s[0] for role, worker in workers.items()}
+        steady = all(took_s[role] <= STEADY * fastest_s[role] for role in workers)
+        fastest_s = {role: min(fastest_s[role], took_s[role]) for role in workers}
         if steady and index + 1 >= WARMUP_FLOOR:
             break
     return max(fastest_s.values())
@@ -254,18 +256,18 @@ def _same_batches(one: Measurement, both: Iterable[Measurement]) -> Block:
 
 def measured(
     role: Role,
-    forge: ForkServer,
+    server: ForkServer,
     case: Case,
     settings: Settings,
     plan: WindowPlan | None = None,
 ) -> Measurement:
-    """What one fresh process of a forge measured of a case; `role` is for what goes wrong.
+    """What one fresh process of a fork server measured of a case; `role` is for what goes wrong.
 
     Raises:
         PairFailed: it gave no number, or one that would be wrong.
     """
-    forge.begin("measure", case, settings, plan=plan)
-    return Measurement.from_json(_answer(role, forge, settings)["measurement"])
+    server.begin("measure", case, settings, plan=plan)
+    return Measurement.from_json(_answer(role, server, settings)["measurement"])
 
 
 def order_of(index: int) -> Order:
@@ -277,26 +279,26 @@ def _roles(order: Order) -> tuple[Role, Role]:
     return ("reference", "candidate") if order == "reference first" else ("candidate", "reference")
 
 
-class _Player:
-    """One side's process of a ping-pong pair, at the other end of a socket."""
+class _PairedWorker:
+    """One side's process of an interleaved pair, at the other end of a socket."""
 
-    def __init__(self, role: Role, case: Case, forge: ForkServer, settings: Settings) -> None:
-        self._role, self._forge, self._settings = role, forge, settings
+    def __init__(self, role: Role, case: Case, server: ForkServer, settings: Settings) -> None:
+        self._role, self._server, self._settings = role, server, settings
         self._gone = False
         ours, theirs = socket.socketpair()
         self._channel = connection.Connection(ours.detach())
         with theirs:
-            forge.begin("play", case, settings, theirs.fileno())
+            server.begin("play", case, settings, theirs.fileno())
 
-    def __enter__(self) -> _Player:
+    def __enter__(self) -> _PairedWorker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._channel.close()
-        # Whatever else ends this (Ctrl-C) ends the ring, and that its forges.
+        # Whatever else ends this (Ctrl-C) ends the runner and its fork servers.
         if not self._gone and kind in (None, PairFailed):
-            with suppress(PairFailed):  # all that it was asked for it has given
-                _answer(self._role, self._forge, self._settings)
+            with suppress(PairFailed):  # it has given all that it was asked for
+                _answer(self._role, self._server, self._settings)
 
     def block(self, steps: int, samplers: Iterable[DeviceSampler]) -> Block:
         """Have it time a block, and look at its device meanwhile."""
@@ -307,18 +309,18 @@ class _Player:
         return Block.from_json(self._heard())
 
     def _heard(self) -> dict[str, Any]:
-        """Its next message; PairFailed where it ended instead, which its forge tells."""
+        """Its next message; PairFailed where it ended instead, which its fork server tells."""
         patience_s = self._settings.deadline_s + TELL_S
         with suppress(EOFError, OSError):
-            if self._channel in connection.wait([self._channel, self._forge.control], patience_s):
+            if self._channel in connection.wait([self._channel, self._server.control], patience_s):
                 return dict(json.loads(self._channel.recv_bytes()))
         self._gone = True
-        _answer(self._role, self._forge, self._settings)
+        _answer(self._role, self._server, self._settings)
         raise PairFailed(self._role, Outcome(kind="failed", reason="its process ended too early"))
 
 
-def _answer(role: Role, forge: ForkServer, settings: Settings) -> dict[str, Any]:
-    ended = forge.ended(settings.deadline_s + TELL_S)
+def _answer(role: Role, server: ForkServer, settings: Settings) -> dict[str, Any]:
+    ended = server.ended(settings.deadline_s + TELL_S)
     if ended.death is not None:
         raise PairFailed(role, Outcome(kind="failed", reason=ended.death))
     if "outcome" in ended.answer:

@@ -6,12 +6,15 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from stepbench.records.case import Case
 from stepbench.records.jsonable import Jsonable
 
 Method = Literal["ping-pong", "whole processes"]
+# These values stand in records: they stay what they are, whatever people read.
+INTERLEAVED: Final = "ping-pong"
+WHOLE: Final = "whole processes"
 Order = Literal["reference first", "candidate first"]
 Figure = Literal["cpu_quartile", "cpu_total", "wall_total", "wall_median"]
 
@@ -94,7 +97,7 @@ class Pair(Jsonable):
     """Fresh processes of both sides, timed beside each other.
 
     Attributes:
-        order: which side began; within a ping-pong pair it alternates from there on.
+        order: which side began; within an interleaved pair it alternates from there on.
         device: on a GPU the host's CPU time says nothing of a step.
         reference, candidate: blocks in the order measured, the n-th of one beside the n-th of the
             other; one each where whole processes alternate.
@@ -120,7 +123,7 @@ class Pair(Jsonable):
         Whole processes alternate where loader workers or other ranks do a part of the work, whose
         CPU time is not the process' own.
         """
-        if self.method == "whole processes":
+        if self.method == WHOLE:
             return ("wall_total",)
         if self.device == "cuda":
             return ("wall_total", "wall_median")

@@ -11,11 +11,15 @@ from tabulate import tabulate
 
 from stepbench.comparable import not_comparable
 from stepbench.records import machine
-from stepbench.records.pair import Figure
+from stepbench.records.pair import INTERLEAVED, WHOLE, Figure, Method
 from stepbench.records.verdict import CaseVerdict, Difference, Gate, Pin, TimeVerdict, label
 from stepbench.report import formats
 
 HEADERS = ("case", "verdict", "without a clock", "time", "pairs")
+PAIRED: dict[Method, str] = {
+    INTERLEAVED: "interleaved pairs",
+    WHOLE: "pairs of whole processes",
+}
 FIGURES: dict[Figure, str] = {
     "cpu_quartile": "CPU time of the quieter steps",
     "cpu_total": "CPU time",
@@ -193,7 +197,7 @@ def _pairs(time: TimeVerdict) -> str:
     if not time.pairs:
         return ""
     disturbed = sum(bool(one.pair.discarded) for one in time.pairs)
-    told = f"{len(time.pairs)} {time.method}"
+    told = f"{len(time.pairs)} {PAIRED[time.method]}"
     return told + (f", {disturbed} disturbed" if disturbed else "")
 
 

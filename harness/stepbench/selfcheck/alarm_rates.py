@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 from tabulate import tabulate
 
 from stepbench.records import machine as machines
-from stepbench.records.pair import Block, Figure, Pair
+from stepbench.records.pair import INTERLEAVED, Block, Figure, Pair
 from stepbench.report import formats
 from stepbench.stats import rule
 from stepbench.stats.rule import PAIRS_A_START, simulate
@@ -138,7 +138,7 @@ def _called(rows: Mapping[Figure, np.ndarray], gates: int, seed: int) -> float:
 
 
 # Planted and equal trees alike differ in no counter.
-MINIMUM = math.log1p(rule.UNEXPLAINED_EFFECT["ping-pong"])
+MINIMUM = math.log1p(rule.UNEXPLAINED_EFFECT[INTERLEAVED])
 
 
 def asv_rate(pairs: Sequence[Pair], share: float) -> float:

@@ -25,10 +25,10 @@ import torch
 from stepbench.errors import StepbenchError
 from stepbench.gate.gate import SETTINGS, Session
 from stepbench.gate.trees import Project, Tree
-from stepbench.measuring.pairs import Ring, order_of
+from stepbench.measuring.pairs import PairedRunner, order_of
 from stepbench.measuring.sweep import claimed_machine
 from stepbench.records.case import Case
-from stepbench.records.pair import Pair, Side
+from stepbench.records.pair import INTERLEAVED, Pair, Side
 from stepbench.selfcheck.alarm_rates import (
     LEAST_PAIRS,
     SHAPES,
@@ -174,9 +174,9 @@ def add_start(file: Path, machine: dict[str, Any], workload: str) -> None:
     with trees(workload, 0, SHAPES["uniform"]) as (old, new):
         reference, candidate = (Side(case=CASE, tree=str(tree.folder)) for tree in (old, new))
         begins = order_of(index // PAIRS_A_START)
-        with Ring(reference, candidate, machine, SETTINGS, begins) as ring:
+        with PairedRunner(reference, candidate, machine, SETTINGS, begins) as runner:
             pairs = [
-                ring.pair("ping-pong", order_of(index + more)) for more in range(PAIRS_A_START)
+                runner.pair(INTERLEAVED, order_of(index + more)) for more in range(PAIRS_A_START)
             ]
     about = {"workload": workload, "condition": condition_of(pairs), "at": now()}
     for pair in pairs:

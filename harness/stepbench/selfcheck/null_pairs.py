@@ -18,7 +18,7 @@ from typing import Any
 
 from stepbench.errors import StepbenchError
 from stepbench.gate.gate import SETTINGS
-from stepbench.measuring.pairs import PairFailed, Ring, method_for, order_of
+from stepbench.measuring.pairs import PairedRunner, PairFailed, method_for, order_of
 from stepbench.measuring.sweep import claimed_machine
 from stepbench.records.case import Case
 from stepbench.records.pair import Pair, Side
@@ -40,14 +40,14 @@ def measure(file: Path, case: Case, machine: Mapping[str, Any], wanted: int, unt
     side, method = Side(case=case), None
     while (known := len(read(file))) < wanted:
         begins = order_of(known // PAIRS_A_START)
-        with Ring(side, side, machine, SETTINGS, begins) as ring:
+        with PairedRunner(side, side, machine, SETTINGS, begins) as runner:
             if method is None:
-                one = ring.measurement("reference")
+                one = runner.measurement("reference")
                 method = method_for(one, one, ranks=case.ranks, machine=machine)
             for index in range(known, min(wanted, known + PAIRS_A_START)):
                 if time.monotonic() > until_s:
                     return OUT_OF_TIME
-                add(file, {"at": now(), "pair": ring.pair(method, order_of(index)).to_json()})
+                add(file, {"at": now(), "pair": runner.pair(method, order_of(index)).to_json()})
     return 0
 
 

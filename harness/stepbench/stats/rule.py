@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import false_discovery_control, wilcoxon
 
-from stepbench.records.pair import Figure, Method
+from stepbench.records.pair import INTERLEAVED, WHOLE, Figure, Method
 from stepbench.records.verdict import Stage
 from stepbench.stats.noise import enough_quiet, most_measured, one_more
 
@@ -35,8 +35,8 @@ WANTED: Mapping[Stage, int] = {"screen": 6, "measure": 20, "confirm": 12}
 PAIRS_A_START = 2
 # The least slowdown that is called one. Where operators, FLOPs and bytes are equal, time alone has
 # to show more: what moves memory about moves a step by about a hundredth.
-MINIMUM_EFFECT: Mapping[Method, float] = {"ping-pong": 0.01, "whole processes": 0.03}
-UNEXPLAINED_EFFECT: Mapping[Method, float] = {"ping-pong": 0.02, "whole processes": 0.03}
+MINIMUM_EFFECT: Mapping[Method, float] = {INTERLEAVED: 0.01, WHOLE: 0.03}
+UNEXPLAINED_EFFECT: Mapping[Method, float] = {INTERLEAVED: 0.02, WHOLE: 0.03}
 STANDARD_ERRORS = 2.0
 # Of so many simulated gates so large a part has to see an effect that "would have been seen".
 SIMULATED, SEEN = 400, 0.9

@@ -8,7 +8,7 @@ from typing import Any
 
 from stepbench.errors import StepbenchError
 from stepbench.measuring.measure import measure
-from stepbench.measuring.pairs import PairFailed, Ring, method_for, order_of
+from stepbench.measuring.pairs import PairedRunner, PairFailed, method_for, order_of
 from stepbench.measuring.process import one_line
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.sweep import claimed_machine
@@ -56,9 +56,9 @@ def pairs(record: dict[str, Any], first: int, many: int) -> dict[str, Any]:
     method = method_for(seen.baseline, seen.case, ranks=known.case.ranks, machine=here)
     told: list[dict[str, Any]] = []
     try:
-        with Ring(*sides, here) as ring:
+        with PairedRunner(*sides, here) as runner:
             for index in range(first, first + many):
-                told.append(_told(ring.pair(method, order_of(index))))
+                told.append(_told(runner.pair(method, order_of(index))))
     except PairFailed as failed:
         return {"pairs": told, "outcome": failed.outcome.to_json()}
     return {"pairs": told, "outcome": None}
