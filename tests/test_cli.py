@@ -138,6 +138,8 @@ def test_list_and_machine(tmp_path):
         (["report", "--compare", "torch=9", "torch=10"], "torch=9: no such run in results"),
         (["report", "--compare", ".", "."], "no such run in ."),
         (["report", "--compare", "a", "b", "--all"], "choose one of them"),
+        (["report", "--compare", "a", "b", "--columns", "flops"], "leave --columns out"),
+        (["report", "--columns", "flop"], "'flop' is not a metric; there are"),
         (["report", "--compare", "a"], "requires 2 arguments"),
         (["report", "--json", "--format", "markdown"], "one format at a time, not json and"),
         (["machine", "--output", "file.txt/x"], "file.txt/x: cannot be written"),

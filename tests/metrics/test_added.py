@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from stepbench import Column, Metric
+from stepbench import Column, Metric, StepbenchError
 from stepbench.report import page, tables
-from stepbench.report.columns import COLUMNS
+from stepbench.report.columns import COLUMNS, with_requested
 from tests.synthetic import case, measurement, record, run_file
 
 BUILD_S = Metric(
@@ -63,3 +63,17 @@ def test_a_key_that_is_taken_is_refused():
 def test_asv_tracks_only_what_is_worse_when_it_is_larger():
     with pytest.raises(ValueError, match="lower"):
         replace(BUILD_S, better="higher", asv="largest")
+
+
+def test_a_person_requests_any_metric_by_its_key():
+    file = run_file([record(case("bf16"), [(measurement(), measurement())])])
+    columns = with_requested(["saved_bytes", "trained_share", "exposed_share"])
+    header, _, *rows = tables.terminal(file, columns).split("\n\n")[1].splitlines()
+    assert header.split("  ")[-1].strip() == "exposed"
+    assert "saved MiB" in header
+    assert "trained" in header  # it is the same in all rows, and shown all the same
+    assert [row.split()[-1] for row in rows] == ["1.00", "1.00"]  # bytes; the rest is not told
+    (_, bf16) = tables.as_json(file, columns)["tables"][0]["rows"]
+    assert bf16["figures"]["saved_bytes"] == 2**20
+    with pytest.raises(StepbenchError, match="'saved' is not a metric; there are batches_ahead,"):
+        with_requested(["saved"])

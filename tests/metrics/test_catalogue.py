@@ -9,12 +9,15 @@ import pytest
 from asv.config import Config
 
 from stepbench.history import project, suite
-from stepbench.metrics.catalogue import COUNTS, METRICS, asv_thresholds
-from stepbench.metrics.metric import Paired
+from stepbench.metrics.catalogue import COUNTS, METRICS
+from stepbench.metrics.metric import BeyondSpread, Exact, Paired
 from stepbench.metrics.time import ITEMS_PER_S, STEP_S
 from tests.synthetic import case, measurement, record
 
 ROOT = Path(__file__).resolve().parents[2]
+# By how the gate judges a metric: the relative change that ASV calls a regression. Noise decides
+# what is paired, so ASV's own threshold holds there.
+ASV_THRESHOLDS = {Exact: [1e-9], BeyondSpread: [0.01], Paired: []}
 TRACKED = [one for one in METRICS if one.asv]
 
 
@@ -39,9 +42,8 @@ def test_asvs_thresholds_are_those_of_the_gates_rows(whose, tmp_path):
     for one in TRACKED:
         name = f"measure_{one.key}"
         found = [limit for pattern, limit in given.items() if re.match(pattern, name)]
-        wanted = asv_thresholds().get(one.key)
-        assert wanted is None or found == [wanted], one.key
-        assert found == [] or not isinstance(one.gate, Paired), one.key
+        if type(one.gate) in ASV_THRESHOLDS:
+            assert found == ASV_THRESHOLDS[type(one.gate)], one.key
 
 
 def test_counts_are_what_asv_takes_every_change_of_for_a_step():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -20,8 +21,19 @@ from stepbench.errors import StepbenchError
     help="Two runs side by side: files, folders (their newest run), or machine=, torch= and "
     "commit= with the beginning of a value (the newest such run in PATH).",
 )
+@click.option(
+    "--columns",
+    metavar="KEY,…",
+    help="Show these metrics too, by their keys in JSON: saved_bytes,flops.",
+)
 @output("table", "markdown", "json")
-def report(path: Path | None, every: bool, compare: tuple[str, str] | None, output: Output) -> int:
+def report(
+    path: Path | None,
+    every: bool,
+    compare: tuple[str, str] | None,
+    columns: str | None,
+    output: Output,
+) -> int:
     """Print the newest run of PATH: a run's file, or a folder of them (default: results).
 
     --compare refuses runs that differ in more than one of machine, torch and commit, unless both
@@ -34,17 +46,23 @@ def report(path: Path | None, every: bool, compare: tuple[str, str] | None, outp
     folder = path or Path("results")
     if compare and every:
         raise StepbenchError("--compare takes two runs and --all every one; choose one of them")
+    if compare and columns:
+        raise StepbenchError("--compare has columns of its own; leave --columns out")
     if compare:
         _compare(folder, compare, output)
     else:
-        _report(folder, every, output)
+        _report(
+            folder, every, [key.strip() for key in columns.split(",")] if columns else [], output
+        )
     return 0
 
 
-def _report(path: Path, every: bool, output: Output) -> None:
+def _report(path: Path, every: bool, requested: Sequence[str], output: Output) -> None:
     from stepbench.report import tables
+    from stepbench.report.columns import with_requested
     from stepbench.store import read_path
 
+    columns = with_requested(requested)
     files, problems = read_path(path)
     for problem in problems:
         click.echo(f"stepbench: {problem}", err=True)
@@ -52,9 +70,9 @@ def _report(path: Path, every: bool, output: Output) -> None:
         raise StepbenchError(f"{path}: no readable run there; `stepbench run` makes one")
     shown = files if every else files[-1:]
     output.tell(
-        table=lambda: "\n\n".join(map(tables.terminal, shown)),
-        markdown=lambda: "\n\n".join(map(tables.markdown, shown)),
-        json=lambda: [tables.as_json(file) for file in shown],
+        table=lambda: "\n\n".join(tables.terminal(file, columns) for file in shown),
+        markdown=lambda: "\n\n".join(tables.markdown(file, columns) for file in shown),
+        json=lambda: [tables.as_json(file, columns) for file in shown],
     )
 
 

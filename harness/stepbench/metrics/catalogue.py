@@ -18,15 +18,3 @@ METRICS: tuple[Metric[Any], ...] = tuple(
 )
 # Those that repeat exactly, of what ASV tracks.
 COUNTS = tuple(one.key for one in METRICS if one.asv and one.counted)
-
-
-def asv_thresholds() -> dict[str, float]:
-    """By metric's key, what relative change of it ASV calls a regression at least.
-
-    ASV's own threshold holds for what is not here: noise decides it, or the gate never does.
-    """
-    return {
-        one.key: one.gate.asv_threshold
-        for one in METRICS
-        if one.asv and one.gate and one.gate.asv_threshold is not None
-    }

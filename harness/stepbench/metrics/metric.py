@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 from stepbench.metrics.result import Result
 from stepbench.metrics.summary import Read, median
@@ -33,7 +33,6 @@ class Exact:
     """
 
     key: str | None = None
-    asv_threshold: ClassVar[float | None] = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,6 @@ class BeyondSpread:
     """
 
     key: str | None = None
-    asv_threshold: ClassVar[float | None] = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +54,6 @@ class Relative:
 
     key: str | None = None
     told: bool = False
-    asv_threshold: ClassVar[float | None] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +61,6 @@ class Paired:
     """Noise is larger than what matters: it is judged by pairs of processes measured in turn."""
 
     key: str | None = None
-    asv_threshold: ClassVar[float | None] = None
 
 
 Policy = Exact | BeyondSpread | Relative | Paired

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
+from stepbench.errors import StepbenchError
 from stepbench.metrics import beside, counts, device, memory, time, utilization
+from stepbench.metrics.catalogue import METRICS
+from stepbench.metrics.metric import Metric, Unit
 from stepbench.report import formats
 from stepbench.report.column import Column, Group, always, nonzero, present, varies
 from stepbench.report.rows import Figures, Table
@@ -233,3 +238,33 @@ def legends(columns: Sequence[Column], table: Table) -> list[str]:
 def groups(columns: Sequence[Column]) -> list[Group]:
     """Those that have a table of their own."""
     return list(dict.fromkeys(one.group for one in columns if one.group and one.group.title))
+
+
+# A header says the unit in which the cell is written, instead of the key's.
+HEADED: Mapping[Unit, tuple[str, str]] = {"seconds": ("_s", " ms"), "bytes": ("_bytes", " MiB")}
+
+
+def with_requested(keys: Sequence[str]) -> tuple[Column, ...]:
+    """COLUMNS, with those metrics shown wherever they are that a person named by their keys.
+
+    Raises:
+        StepbenchError: no metric is called so.
+    """
+    known = {one.key: one for one in METRICS}
+    for key in keys:
+        if key not in known:
+            raise StepbenchError(f"{key!r} is not a metric; there are {', '.join(sorted(known))}")
+    metrics = [known[key] for key in dict.fromkeys(keys)]
+    of_main = {one.metric for one in COLUMNS if not (one.group and one.group.title)}
+    columns = [replace(one, show=always) if one.metric in metrics else one for one in COLUMNS]
+    return (*columns, *map(_requested, (one for one in metrics if one not in of_main)))
+
+
+def _requested(metric: Metric[Any]) -> Column:
+    """A column in the main table; what another table shows looks as it does there."""
+    for column in COLUMNS:
+        if column.metric is metric:
+            return replace(column, show=always, group=None)
+    suffix, unit = HEADED.get(metric.unit, ("", ""))
+    header = (metric.key.replace(suffix, "") if suffix else metric.key).replace("_", " ") + unit
+    return Column(metric=metric, header=header, show=always, legend=f"{header}: {metric.about}")
