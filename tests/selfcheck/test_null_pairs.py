@@ -59,6 +59,12 @@ def test_another_machine_s_pairs_are_not_added_to(tmp_path):
         opened(file, MACHINE | {"cores": 3})
 
 
+def test_pairs_of_another_protocol_are_not_added_to(tmp_path):
+    file = opened(tmp_path / "pairs.jsonl", MACHINE, protocol=1)
+    with pytest.raises(StepbenchError, match=r"protocol: 1 against 2"):
+        opened(file, MACHINE, protocol=2)
+
+
 def test_a_host_of_the_same_kind_goes_on_whatever_its_memory(tmp_path, monkeypatch):
     file = opened(tmp_path / "pairs.jsonl", MACHINE)
     assert opened(file, MACHINE | {"memory_bytes": 1}) == file

@@ -25,6 +25,7 @@ import torch
 from stepbench.errors import StepbenchError
 from stepbench.gate.gate import SETTINGS, Session
 from stepbench.gate.trees import Project, Tree
+from stepbench.measuring.fork_server import PROTOCOL
 from stepbench.measuring.pairs import PairedRunner, order_of
 from stepbench.measuring.sweep import claimed_machine
 from stepbench.records.case import Case
@@ -220,8 +221,8 @@ def check(plan: Asked, tell: Tell) -> str:
     """
     machine = claimed_machine()
     folder = plan.results / machine["name"]
-    pairs = opened(folder / "pairs.jsonl", machine)
-    gates = opened(folder / "gates.jsonl", machine)
+    pairs = opened(folder / "pairs.jsonl", machine, protocol=PROTOCOL)
+    gates = opened(folder / "gates.jsonl", machine, protocol=PROTOCOL)
     for name in plan.conditions:
         with busy(plan.busy if name == "crowded" else 0):
             measure_pairs(pairs, machine, name, plan.pairs, tell)

@@ -19,13 +19,13 @@ from stepbench.errors import StepbenchError
 from stepbench.versions import MEASURE_VERSION
 
 
-def opened(file: Path, machine: Mapping[str, Any]) -> Path:
-    """The file with a header that says what it was measured on.
+def opened(file: Path, machine: Mapping[str, Any], **measured_by: object) -> Path:
+    """The file with a header that says what it was measured on, and by what.
 
     Raises:
-        StepbenchError: it was measured on something else.
+        StepbenchError: it was measured on or by something else.
     """
-    header = {"torch": torch.__version__, "ruler": MEASURE_VERSION}
+    header = {"torch": torch.__version__, "ruler": MEASURE_VERSION, **measured_by}
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         add(file, {"machine": machine, **header})
@@ -33,7 +33,7 @@ def opened(file: Path, machine: Mapping[str, Any]) -> Path:
     differing = (
         version_difference(known["ruler"], file)
         or machine_difference(known["machine"], machine)
-        or difference(known, header, ("torch",))
+        or difference(known, header, ("torch", *measured_by))
     )
     if differing:
         raise StepbenchError(not_comparable(differing, f"move {file} away first"))

@@ -18,6 +18,7 @@ from typing import Any
 
 from stepbench.errors import StepbenchError
 from stepbench.gate.gate import SETTINGS
+from stepbench.measuring.fork_server import PROTOCOL
 from stepbench.measuring.pairs import PairedRunner, PairFailed, method_for, order_of
 from stepbench.measuring.sweep import claimed_machine
 from stepbench.records.case import Case
@@ -81,7 +82,7 @@ def main() -> int:
         combination=parse(asked.combination),
     )
     name = f"null-{case.workload}-{case.combination}.jsonl".replace(":", "-").replace("/", "-")
-    file = opened(asked.results / "aa" / machine["name"] / name, machine)
+    file = opened(asked.results / "aa" / machine["name"] / name, machine, protocol=PROTOCOL)
     code = measure(file, case, machine, asked.pairs, until_s)
     if pairs := [Pair.from_json(line["pair"]) for line in read(file)]:
         print(f"{case} on {machine['name']}: {told(pairs)}")
