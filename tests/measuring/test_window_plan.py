@@ -8,6 +8,7 @@ import pytest
 from stepbench.measuring import measure as measure_module
 from stepbench.measuring import window
 from stepbench.measuring.measure import measure
+from stepbench.measuring.probes.timing import Window
 from stepbench.measuring.settings import Settings
 from stepbench.measuring.window_plan import PARITY_STEPS, WindowPlan, by_one_plan, first_plan
 from stepbench.records.case import Case
@@ -103,8 +104,10 @@ def test_a_batch_is_the_same_however_it_was_reached(loader):
 
 @pytest.fixture
 def nothing_periodic(monkeypatch):
-    """Whatever else the machine does makes no steps slow in two processes."""
+    """Whatever else the machine does makes no steps slow in two processes, and no window that a
+    preemption between two marks would have timed again."""
     monkeypatch.setattr(measures, "periodicity", lambda rounds: (frozenset(), None))
+    monkeypatch.setattr(Window, "objection", lambda window: None)
 
 
 @pytest.mark.parametrize("name", ["accum2", "workers2"])
