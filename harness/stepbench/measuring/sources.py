@@ -69,7 +69,7 @@ def mixed_module() -> str | None:
 
     An editable installation finds what the first tree on the path lacks.
     """
-    for name, module in list(sys.modules.items()):
+    for name, module in sys.modules.copy().items():
         file = getattr(module, "__file__", None)
         if (
             name.startswith("stepbench.")
